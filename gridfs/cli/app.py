@@ -1,0 +1,155 @@
+"""The verbs and their options; what they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import click
+import typer
+
+from gridfs import __version__
+
+app = typer.Typer(
+    name="gridfs",
+    help="A grid of storage servers, mounted as a file system.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[str, typer.Argument(help="File system: a name, or a path with a slash.")]
+MountPoint = Annotated[str, typer.Argument(help="Directory where it is mounted.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"gridfs {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def create(
+    name: Name,
+    servers: Annotated[Path, typer.Option(help="File with one access line per storage server.")],
+    k: Annotated[int, typer.Option("-k", help="Shares that suffice to read.", min=1, max=256)] = 4,
+    n: Annotated[int, typer.Option("-n", help="Shares in all.", min=1, max=256)] = 6,
+    happy: Annotated[
+        Optional[int],  # noqa: UP045 (typer reads it)
+        typer.Option(help="Servers that must hold a share before data counts as stored [(k+n+1)/2]."),
+    ] = None,
+    shares_per_server: Annotated[int, typer.Option(help="Shares that one server may hold.", min=1)] = 1,
+    passphrase_command: Annotated[
+        str, typer.Option(help="Command that prints the passphrase, now and at each mount.")
+    ] = "",
+    recovery_key_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Where to write the recovery key [beside NAME]."),
+    ] = None,
+    passphrase: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Create a file system in a grid."""
+    from gridfs.cli.create import CreateRequest, create_filesystem
+
+    if passphrase:
+        raise click.UsageError(
+            "a secret on the command line is refused: others can see it; use --passphrase-command"
+        )
+    create_filesystem(
+        CreateRequest(
+            name=name,
+            servers=servers,
+            k=k,
+            n=n,
+            happy=(k + n + 1) // 2 if happy is None else happy,
+            shares_per_server=shares_per_server,
+            passphrase_command=passphrase_command,
+            recovery_key_file=recovery_key_file,
+        )
+    )
+
+
+@app.command()
+def mount(
+    name: Name,
+    mountpoint: MountPoint,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay in the foreground.")] = False,
+    options: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "-o",
+            help="ro, fsync=grid|spool, allow_other, attr_timeout=S, grid_timeout=S, memory=BYTES, "
+            "spool=BYTES; comma separated.",
+        ),
+    ] = None,
+) -> None:
+    """Mount a file system; returns once it is mounted."""
+    from gridfs.cli.mount import mount_filesystem
+
+    mount_filesystem(name, mountpoint, options or [], foreground=foreground)
+
+
+@app.command()
+def umount(mountpoint: MountPoint) -> None:
+    """Unmount; waits until everything is in the grid."""
+    from gridfs.cli.unmount import unmount_filesystem
+
+    unmount_filesystem(mountpoint)
+
+
+@app.command()
+def sync(mountpoint: MountPoint) -> None:
+    """Wait until everything written so far is in the grid."""
+    from gridfs.cli.unmount import sync_filesystem
+
+    sync_filesystem(mountpoint)
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(metavar="NAME|MOUNTPOINT")],
+    json_output: Annotated[bool, typer.Option("--json", help="All values, as JSON.")] = False,
+) -> None:
+    """Servers, health, space, what is dirty and on its way."""
+    from gridfs.cli.status import show_status
+
+    show_status(name, json_output=json_output)
+
+
+def main() -> None:
+    """Entry point: one line and a documented exit code for every expected failure."""
+    from gridfs.exits import INTERRUPTED, USAGE, as_command_error
+
+    try:
+        code = app(standalone_mode=False)
+    except click.UsageError as error:
+        where = f" ({error.ctx.command_path} --help)" if error.ctx else ""
+        _fail(f"{error.format_message()}{where}", USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", INTERRUPTED)
+    except click.ClickException as error:
+        _fail(error.format_message(), USAGE)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        known = as_command_error(error)
+        if known is None:
+            raise
+        _fail(str(known), known.code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"gridfs: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,154 @@
+"""`gridfs create`: keys, configuration and an empty tree, after every server has answered."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from gridfs.assembly import LocalSealer
+from gridfs.cli.secrets import from_command, from_terminal
+from gridfs.codec import keys as keyring
+from gridfs.codec.keys import KeyTree, RecoveryKey
+from gridfs.exits import FAILED, GRID_UNREACHABLE, NOT_ENOUGH_SERVERS, USAGE, CommandError
+from gridfs.grid.capacity import Capacity, CapacityConfig
+from gridfs.grid.roster import Roster, parse_roster
+from gridfs.home import Config, Home, folder_of, write_private
+from gridfs.meta.store import Metadata
+from gridfs.system import system_machine
+from storage.client import StorageClient
+from storage.ports import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """The command's options."""
+
+    name: str
+    servers: Path
+    k: int
+    n: int
+    happy: int
+    shares_per_server: int
+    passphrase_command: str
+    recovery_key_file: Path | None
+
+
+def create_filesystem(request: CreateRequest) -> None:
+    """Create, or raise with nothing left behind."""
+    if not request.k <= request.happy <= request.n:
+        raise CommandError(f"k <= happy <= n is needed, not {request.k}, {request.happy}, {request.n}", USAGE)
+    folder = folder_of(request.name)
+    if folder.exists():
+        raise CommandError(f"{folder} exists already; choose another name, or remove it", FAILED)
+    recovery_path = request.recovery_key_file or folder.with_name(folder.name + ".recovery-key")
+    if recovery_path.exists():
+        raise CommandError(f"{recovery_path} exists already and may belong to another file system", FAILED)
+    text = request.servers.read_text(errors="replace")
+    roster = parse_roster(text)
+    places = len(roster) * request.shares_per_server
+    if places < request.happy:
+        raise CommandError(
+            f"{request.servers} lists {len(roster)} servers, fewer than happy = {request.happy}: "
+            "add servers, or choose a smaller --happy",
+            NOT_ENOUGH_SERVERS,
+        )
+    machine = system_machine()
+    trio.run(_ask_servers, machine, roster, request)
+    recovery = RecoveryKey(machine.entropy.token(32))
+    config = Config(
+        file_system=machine.entropy.token(16),
+        k=request.k,
+        n=request.n,
+        happy=request.happy,
+        shares_per_server=request.shares_per_server,
+        head_servers=head_servers(roster, request.n, request.happy),
+        recovery_public=recovery.public,
+        passphrase_command=request.passphrase_command,
+    )
+    key_file, protection = _key_file(machine, recovery.master, request.passphrase_command)
+    _write(folder, config, text, key_file, recovery, machine)
+    try:
+        write_private(recovery_path, (recovery.text() + "\n").encode(), exclusive=True)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    print(f"created {folder} ({request.k}-of-{request.n}, happy {request.happy}, {len(roster)} servers)")
+    print(f"{protection}")
+    print(f"recovery key: {recovery_path}")
+    print("  Move it to a safe place away from this machine: with it and the servers file alone, everything")
+    print("  can be had back; whoever has both can read everything. It is written only this once.")
+
+
+def head_servers(roster: Roster, n: int, happy: int) -> tuple[bytes, ...]:
+    """The servers that keep the head log: as many as add availability without raising the quorum."""
+    count = min(len(roster), max(n, 2 * happy - 1))
+    return tuple(server.server_id for server in list(roster)[:count])
+
+
+async def _ask_servers(machine: Machine, roster: Roster, request: CreateRequest) -> None:
+    """Every server must be who it should be; enough of them must be there."""
+    clients = {
+        server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
+    }
+    capacity = Capacity(clients, CapacityConfig(request.k, request.n, deadline_s=10.0))
+    async with trio.open_nursery() as nursery:
+        for client in clients.values():
+            await nursery.start(client.run)
+        await capacity.ask()
+        nursery.cancel_scope.cancel()
+    for server_id, client in clients.items():
+        if client.state.startswith("refused"):
+            raise CommandError(f"{roster.name(server_id)}: {client.state}", FAILED)
+    places = len(capacity.infos) * request.shares_per_server
+    if places < request.happy:
+        silent = [f"{roster.name(i)}: {c.state}" for i, c in clients.items() if i not in capacity.infos]
+        raise CommandError(
+            f"only {len(capacity.infos)} of {len(roster)} servers answer, {request.happy} are needed "
+            f"({'; '.join(silent[:3])})",
+            GRID_UNREACHABLE,
+        )
+
+
+def _key_file(machine: Machine, master: bytes, command: str) -> tuple[bytes, str]:
+    passphrase = from_command(command) if command else from_terminal("Passphrase for the new file system: ")
+    if passphrase is None:
+        return keyring.wrap_plain(master), "no passphrase: the master key lies in the file `key`, mode 0600"
+    if not command and from_terminal("Again: ") != passphrase:
+        raise CommandError("the two passphrases differ", FAILED)
+    token = machine.entropy.token
+    return keyring.wrap_passphrase(master, passphrase, token(16), token(12)), "protected by the passphrase"
+
+
+def _write(
+    folder: Path, config: Config, servers: str, key_file: bytes, recovery: RecoveryKey, machine: Machine
+) -> None:
+    """Make everything beside the final place, then rename: there is never half a file system."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = Home(folder.with_name(f".{folder.name}.new-{os.getpid()}"))
+    draft.folder.mkdir(mode=0o700)
+    try:
+        write_private(draft.config_path, config.encode().encode())
+        write_private(draft.servers_path, servers.encode())
+        write_private(draft.key_path, key_file)
+        metadata = Metadata.create(
+            draft.database_path,
+            LocalSealer(KeyTree(recovery.master).local_key, machine.entropy),
+            vfs=machine.disk.sqlite_vfs,
+            root_mode=0o755,
+            root_uid=os.getuid(),
+            root_gid=os.getgid(),
+            time=time.time_ns(),
+        )
+        metadata.close()
+        machine.disk.make_directory(draft.spool_path)
+        machine.disk.sync_directory(str(draft.folder))
+        os.rename(draft.folder, folder)
+        machine.disk.sync_directory(str(folder.parent))
+    except BaseException:
+        shutil.rmtree(draft.folder, ignore_errors=True)
+        raise

@@ -1,0 +1,70 @@
+"""`gridfs umount` and `gridfs sync`: wait until everything is in the grid, showing what is left."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from gridfs import mounts
+from gridfs.control import client as control
+from gridfs.exits import CommandError
+from gridfs.home import Home
+
+
+def sync_filesystem(mountpoint: str) -> None:
+    """Everything written so far is in the grid when this returns."""
+    _sync(mounts.home_of(mountpoint))
+
+
+def unmount_filesystem(mountpoint: str) -> None:
+    """Flush, unmount, and wait for the daemon to end."""
+    home = mounts.home_of(mountpoint)
+    place = mounts.mounted_at(mountpoint)
+    assert place is not None
+    try:
+        _sync(home)
+    except control.NoDaemon:
+        # A mount whose daemon was killed: what it acknowledged is in the spool.
+        mounts.unmount(place.mountpoint, lazy=True)
+        return
+    mounts.unmount(place.mountpoint)
+    shown = False
+    while home.is_locked():
+        try:
+            left = control.status(home).get("dirty_bytes", 0)
+        except control.NoDaemon:
+            left = 0
+        shown = _show(left, "", shown)
+        time.sleep(0.05)
+    _end(shown)
+
+
+def _sync(home: Home) -> None:
+    shown = False
+    done = False
+    for answer in control.ask(home, "sync", timeout_s=None):
+        if "left" in answer:
+            shown = _show(answer["left"], answer.get("trouble", ""), shown)
+        elif "error" in answer:
+            _end(shown)
+            raise CommandError(answer["error"])
+        else:
+            done = True
+    _end(shown)
+    if not done:
+        raise control.NoDaemon(f"the mount daemon of {home.folder} ended")
+
+
+def _show(left: int, trouble: str, shown: bool) -> bool:
+    if not left and not trouble:
+        return shown
+    if sys.stderr.isatty():
+        text = f"{left / 1e6:.1f} MB left{': ' + trouble if trouble else ''}"
+        print(f"\r\x1b[K{text[:160]}", end="", file=sys.stderr, flush=True)
+        return True
+    return shown
+
+
+def _end(shown: bool) -> None:
+    if shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,93 @@
+"""The contents of files: writes go to the spool and the overlays, truncates clip everything at once.
+
+Keeps overlays, flights and what handles have read ahead in step with the operation log; nothing but
+`write` awaits (for room in the spool).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gridfs.files.dirty import DirtyData
+from gridfs.files.log import OperationLog
+from gridfs.files.readahead import Prefetcher, Readahead
+from gridfs.files.writer import Writer
+from gridfs.meta.operations import Write
+from storage.ports import Buffer, WallClock
+
+CHUNK = 65536
+FILE_SIZE_MAX = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class ContentsConfig:
+    room_timeout_s: float = 60.0
+    """How long a write waits for room in a full spool before it fails with ENOSPC."""
+    piece_bytes: int = 1 << 20
+    """Longer writes become several records."""
+
+
+class Contents:
+    """The data of all inodes of a mount."""
+
+    def __init__(
+        self,
+        log: OperationLog,
+        dirty: DirtyData,
+        writer: Writer,
+        prefetcher: Prefetcher,
+        clock: WallClock,
+        config: ContentsConfig,
+    ) -> None:
+        self._log = log
+        self._dirty = dirty
+        self._writer = writer
+        self._prefetcher = prefetcher
+        self._clock = clock
+        self._config = config
+        self._readaheads: dict[int, list[Readahead]] = {}
+
+    async def write(self, ino: int, offset: int, data: Buffer) -> None:
+        """Write all of `data`. It is acknowledged, and every read sees it, when this returns.
+
+        Raises Exhausted when the spool stays full, OSError when the disk refuses.
+        """
+        view = memoryview(data)
+        step = self._config.piece_bytes
+        for low in range(0, len(view), step):
+            piece = view[low : low + step]
+            await self._dirty.room(len(piece), self._config.room_timeout_s)
+            self._write_piece(ino, offset + low, piece)
+
+    def _write_piece(self, ino: int, offset: int, piece: memoryview) -> None:
+        operation = Write(ino, offset, len(piece), self._clock.now_ns())
+        number, source = self._log.record(operation, piece, offset % CHUNK)
+        self._dirty.written(ino, offset, len(piece), number, source)
+        self._forget_readahead(ino)
+        self._writer.written(ino)
+
+    def truncated(self, ino: int, size: int) -> None:
+        """The inode's size was set: nothing beyond it may come back."""
+        self._dirty.truncated(ino, size)
+        self._writer.truncated(ino, size)
+        self._forget_readahead(ino)
+
+    def dropped(self, ino: int) -> None:
+        """The inode is gone."""
+        self.truncated(ino, 0)
+
+    def open(self, ino: int) -> Readahead:
+        readahead = Readahead(self._prefetcher, ino)
+        self._readaheads.setdefault(ino, []).append(readahead)
+        return readahead
+
+    def close(self, ino: int, readahead: Readahead) -> None:
+        readahead.clear()
+        remaining = self._readaheads[ino]
+        remaining.remove(readahead)
+        if not remaining:
+            del self._readaheads[ino]
+
+    def _forget_readahead(self, ino: int) -> None:
+        for readahead in self._readaheads.get(ino, ()):
+            readahead.clear()

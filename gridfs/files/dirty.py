@@ -1,0 +1,121 @@
+"""Dirty data: what was written and lies in the spool, not yet in a pack. One overlay per inode.
+
+Keeps the spool's accounting right: every byte an overlay gives up is retired there. Nothing here
+awaits except `room`, where writers wait for the two budgets to free space; reads never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import trio
+
+from gridfs.files.log import OperationLog
+from gridfs.files.overlay import Overlay, Piece, Source
+from gridfs.meta.operations import Commit, Drop, Operation, SetAttributes, Write
+from storage.errors import Exhausted
+
+
+class DirtyData:
+    """All overlays of a mount, by inode number."""
+
+    def __init__(self, log: OperationLog) -> None:
+        self._log = log
+        self._spool = log.spool
+        self._overlays: dict[int, Overlay] = {}
+        self.touched: dict[int, float] = {}
+        """Inode -> time of its last write, in the order of that time."""
+        self.since: dict[int, float] = {}
+        """Inode -> time since when it has been dirty, in the order of that time."""
+        self.waiting = 0
+
+    # ---- reading
+
+    def overlay(self, ino: int) -> Overlay | None:
+        return self._overlays.get(ino)
+
+    def pieces(self, ino: int, start: int, end: int) -> list[Piece]:
+        overlay = self._overlays.get(ino)
+        return overlay.pieces(start, end) if overlay is not None else []
+
+    def bytes_of(self, ino: int) -> int:
+        overlay = self._overlays.get(ino)
+        return overlay.dirty_bytes if overlay is not None else 0
+
+    @property
+    def bytes(self) -> int:
+        return self._spool.live_bytes
+
+    @property
+    def inodes(self) -> int:
+        return len(self._overlays)
+
+    # ---- changing
+
+    async def room(self, size: int, timeout_s: float) -> None:
+        """Wait until the spool takes `size` bytes more. Raises Exhausted after `timeout_s` seconds."""
+        if self._spool.room(size):
+            return
+        self.waiting += 1
+        try:
+            with trio.move_on_after(timeout_s):
+                while not self._spool.room(size):
+                    freed = self._log.room_freed
+                    self._log.reclaim()
+                    if not self._spool.room(size):
+                        await freed.wait()
+                return
+        finally:
+            self.waiting -= 1
+        raise Exhausted(f"the spool stayed full for {timeout_s:g} s: the grid takes nothing")
+
+    def written(self, ino: int, offset: int, size: int, number: int, source: Source) -> None:
+        overlay = self._overlays.get(ino)
+        if overlay is None:
+            overlay = self._overlays[ino] = Overlay()
+        self._retire(overlay.write(offset, offset + size, number, source))
+        now = trio.current_time()
+        self.touched.pop(ino, None)
+        self.touched[ino] = now
+        self.since.setdefault(ino, now)
+
+    def truncated(self, ino: int, size: int) -> None:
+        overlay = self._overlays.get(ino)
+        if overlay is not None:
+            self._retire(overlay.truncate(size))
+            self._forget_if_clean(ino, overlay)
+
+    def committed(self, ino: int, start: int, end: int, frozen: int) -> None:
+        """Data of this range up to the number `frozen` is in packs now."""
+        overlay = self._overlays.get(ino)
+        if overlay is not None:
+            self._retire(overlay.retire(start, end, frozen))
+            self._forget_if_clean(ino, overlay)
+
+    def dropped(self, ino: int) -> None:
+        self.truncated(ino, 0)
+
+    def replay(self, number: int, operation: Operation, source: Source | None, data_length: int) -> None:
+        """Redo what one record did to the overlays; records come in order from the oldest on disk."""
+        match operation:
+            case Write(ino=ino, offset=offset) if source is not None and data_length:
+                self.written(ino, offset, data_length, number, source)
+            case SetAttributes(ino=ino, size=int(size)):
+                self.truncated(ino, size)
+            case Commit(extents=extents):
+                for extent in extents:
+                    self.committed(extent.ino, extent.start, extent.start + extent.length, extent.frozen)
+            case Drop(ino=ino):
+                self.dropped(ino)
+            case _:
+                pass
+
+    def _retire(self, gone: Iterable[tuple[Source, int]]) -> None:
+        for source, size in gone:
+            self._spool.retire(source, size)
+
+    def _forget_if_clean(self, ino: int, overlay: Overlay) -> None:
+        if overlay.empty:
+            del self._overlays[ino]
+            self.touched.pop(ino, None)
+            self.since.pop(ino, None)

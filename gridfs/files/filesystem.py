@@ -1,0 +1,204 @@
+"""The file system as its front ends see it: open files, durability, numbers.
+
+A front end (FUSE, or a test) calls `namespace` for names and attributes, and the methods here for open
+files. Everything raises OSError, `storage.errors` or `gridfs.grid.errors`; the edge turns them into errno.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+import trio
+
+from gridfs.files.contents import Contents
+from gridfs.files.dirty import DirtyData
+from gridfs.files.journal import Journal
+from gridfs.files.log import OperationLog
+from gridfs.files.namespace import Namespace
+from gridfs.files.readahead import Readahead
+from gridfs.files.writer import Writer
+from gridfs.grid.capacity import Capacity
+from storage.errors import Exhausted, Unavailable
+from storage.ports import Buffer, Machine
+
+BLOCK_SIZE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystemConfig:
+    read_only: bool = False
+    fsync: str = "grid"
+    """grid: fsync returns when the data is in the grid; spool: when it is durable on this machine."""
+    grid_timeout_s: float = 30.0
+    """How long fsync, or a read, waits for the grid before it fails with EIO."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What statfs tells."""
+
+    block_size: int
+    total: int
+    """Bytes."""
+    free: int
+    """Bytes."""
+    inodes: int
+    inodes_free: int
+
+
+@dataclass(slots=True, eq=False)
+class OpenFile:
+    """One open handle."""
+
+    ino: int
+    readahead: Readahead
+
+
+class FileSystem:
+    """One mounted file system, without its front end."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        log: OperationLog,
+        dirty: DirtyData,
+        writer: Writer,
+        journal: Journal,
+        contents: Contents,
+        namespace: Namespace,
+        capacity: Capacity,
+        config: FileSystemConfig,
+    ) -> None:
+        self._machine = machine
+        self._log = log
+        self._dirty = dirty
+        self._writer = writer
+        self._journal = journal
+        self._contents = contents
+        self._capacity = capacity
+        self._config = config
+        self._handles: dict[int, OpenFile] = {}
+        self._directories: dict[int, int] = {}
+        self._next_handle = 1
+        self.namespace = namespace
+
+    # ---- open files
+
+    def open(self, ino: int) -> int:
+        """A new handle for a regular file."""
+        self.namespace.inode(ino)
+        handle = self._next_handle
+        self._next_handle += 1
+        self._handles[handle] = OpenFile(ino, self._contents.open(ino))
+        self.namespace.opened(ino)
+        return handle
+
+    def release(self, handle: int) -> None:
+        file = self._handles.pop(handle)
+        self._contents.close(file.ino, file.readahead)
+        self.namespace.closed(file.ino)
+
+    async def read(self, handle: int, offset: int, length: int) -> Buffer:
+        """Raises Unavailable when the grid does not answer within `grid_timeout`."""
+        file = self._handles[handle]
+        size = self.namespace.inode(file.ino).size
+        with trio.move_on_after(self._config.grid_timeout_s):
+            return await file.readahead.read(offset, length, size)
+        raise Unavailable(f"inode {file.ino}: no answer from the grid for {self._config.grid_timeout_s:g} s")
+
+    async def write(self, handle: int, offset: int, data: Buffer) -> int:
+        """Returns the bytes written: all of them."""
+        self.require_writable()
+        await self._contents.write(self._handles[handle].ino, offset, data)
+        return len(data)
+
+    def inode_of(self, handle: int) -> int:
+        return self._handles[handle].ino
+
+    def data_blocks(self, ino: int) -> int:
+        """Dirty bytes of an inode that no extent counts yet, in units of 512 bytes."""
+        return -(-self._dirty.bytes_of(ino) // 512)
+
+    # ---- directories
+
+    def open_directory(self, ino: int) -> int:
+        """A new handle for a directory; it stays usable when the directory is removed."""
+        handle = self._next_handle
+        self._next_handle += 1
+        self._directories[handle] = ino
+        self.namespace.opened(ino)
+        return handle
+
+    def directory(self, handle: int) -> int:
+        """The inode behind a directory handle."""
+        return self._directories[handle]
+
+    def release_directory(self, handle: int) -> None:
+        self.namespace.closed(self._directories.pop(handle))
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """Like rename(2). A name that replaces another leaves this machine only after its data."""
+        self.require_writable()
+        replaced = self.namespace.rename(parent, name, new_parent, new_name, flags)
+        if replaced is not None:
+            self._journal.hold(*replaced)
+
+    # ---- durability
+
+    async def fsync(self, ino: int) -> None:
+        """Everything done to this inode so far is safe by the mount's fsync policy.
+
+        Raises Unavailable (EIO) after `grid_timeout`; nothing is lost then, and it goes on.
+        """
+        if self._config.fsync == "spool":
+            await self._machine.offload.run(self._log.spool.sync)
+            return
+        number = self._log.number
+        with trio.move_on_after(self._config.grid_timeout_s):
+            await self._writer.stored(ino, number)
+            await self._journal.shipped(self._log.number)
+            return
+        raise Unavailable(f"inode {ino}: fsync waited {self._config.grid_timeout_s:g} s. {self.trouble()}")
+
+    async def sync(self) -> None:
+        """Everything written so far is in the grid. Waits as long as it takes."""
+        number = self._log.number
+        await self._writer.all_stored(number)
+        await self._journal.shipped(self._log.number)
+
+    async def drain(self) -> None:
+        """For unmounting: everything is in the grid and durable in the metadata."""
+        self._writer.drain()
+        while not self._writer.idle:
+            await self._writer.all_stored(self._log.number)
+        await self._journal.shipped(self._log.number)
+        await self._log.make_durable()
+
+    def trouble(self) -> str:
+        """Why data does not get into the grid, in words; empty while all is well."""
+        return self._writer.trouble or self._journal.trouble or self._journal.taken_over or ""
+
+    # ---- numbers
+
+    def require_writable(self) -> None:
+        if self._config.read_only or self._journal.taken_over is not None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def numbers(self) -> Numbers:
+        """For statfs: bytes of user data that the grid takes, after the expansion n/k."""
+        totals = self._log.metadata.totals()
+        space = self._capacity.space
+        free = max(0, space.free - self._dirty.bytes)
+        inodes = totals.files + totals.directories
+        return Numbers(BLOCK_SIZE, max(space.total, totals.bytes), free, inodes, max(1 << 20, free // 4096))
+
+    @property
+    def dirty_bytes(self) -> int:
+        return self._dirty.bytes
+
+    def require_room(self) -> None:
+        """For creates and opens for writing: refused while the spool is nearly full."""
+        if not self._log.spool.room(1 << 20):
+            raise Exhausted("the spool is full")

@@ -1,0 +1,344 @@
+"""The journal: operations leave this machine in order, as head log records and journal packs.
+
+`run` claims an epoch from the head servers, then ships what the metadata's outbox holds: small amounts
+inline in a record, larger ones gathered into a journal pack that a record names. `shipped` waits until
+everything up to a number is on W head servers; all who wait share one record (group commit).
+
+Order rules kept here: a record never names data that is not stored (a name that replaced another is
+held back until the new content is in packs); the first record of an epoch stands for itself; the
+outbox is emptied only after W servers have the record that names the journal pack.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import msgspec
+import trio
+
+from gridfs.codec.keys import KeyTree, sign
+from gridfs.codec.pack import max_plaintext, seal_pack
+from gridfs.files.log import OperationLog
+from gridfs.files.writer import Writer, pack_record
+from gridfs.grid.errors import GridError, NotEnoughServers
+from gridfs.grid.heads import HeadServers
+from gridfs.grid.uploader import Uploader
+from gridfs.meta.operations import KIND_JOURNAL, Commit, PackRecord
+from gridfs.meta.records import (
+    RECORD_BODY_MAX,
+    SALT_SIZE,
+    HeadBody,
+    JournalBody,
+    encode_journal,
+    open_head,
+    seal_head,
+)
+from gridfs.meta.store import Metadata
+from storage.errors import Conflict, Corrupt, StorageError
+from storage.format.head import GENESIS, HeadRecord, log_name, trim_signed_bytes
+from storage.ports import Machine
+
+logger = logging.getLogger(__name__)
+
+STATE_VALUE = "head"
+JOURNAL_BYTES_MAX = 6 << 20
+"""Encoded operations in one journal pack."""
+GATHER_BYTES = 512 << 10
+"""Shipped inline since the newest journal pack: from here on they are gathered."""
+
+
+class TakenOver(Exception):
+    """Another mount writes this file system now. `str()` is one line for a person."""
+
+
+class HeadState(msgspec.Struct, array_like=True):
+    """What this client remembers of the head log, kept in the metadata."""
+
+    epoch: int
+    mount_id: bytes
+    sequence: int = 0
+    previous: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] = GENESIS
+    shipped: int = 0
+    gathered: int = 0
+    journals: list[PackRecord] = []
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """(epoch, sequence) under which leases are asserted."""
+        return self.epoch, self.sequence
+
+
+def load_head_state(metadata: Metadata) -> HeadState:
+    """What the last mount saved, or a fresh state."""
+    stored = metadata.get_value(STATE_VALUE)
+    return HeadState(0, bytes(16)) if stored is None else msgspec.msgpack.decode(stored, type=HeadState)
+
+
+@dataclass(frozen=True, slots=True)
+class JournalConfig:
+    k: int
+    n: int
+    quorum: int
+    generation: int = 1
+    ship_every_s: float = 5.0
+    """Operations nobody waits for leave after this long."""
+    retry_s: float = 0.5
+    retry_s_max: float = 5.0
+
+
+class Journal:
+    """Ships the outbox of one mount."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        log: OperationLog,
+        writer: Writer,
+        uploader: Uploader,
+        heads: HeadServers,
+        keys: KeyTree,
+        state: HeadState,
+        config: JournalConfig,
+    ) -> None:
+        self._machine = machine
+        self._log = log
+        self._writer = writer
+        self._uploader = uploader
+        self._heads = heads
+        self._keys = keys
+        self._config = config
+        self._name = log_name(keys.verifying_key)
+        self._wanted = 0
+        self._wake = trio.Event()
+        self._progress = trio.Event()
+        self._barriers: deque[tuple[int, int]] = deque()
+        self._inline_bytes = 0
+        self._standalone = True
+        self.claimed = False
+        self.trouble: str | None = None
+        """Why nothing can be shipped just now, in words."""
+        self.taken_over: str | None = None
+        self.state = state
+
+    @property
+    def up_to(self) -> int:
+        """Number of the last operation that is on W head servers."""
+        return self.state.shipped
+
+    # ---- starting
+
+    async def claim(self, enough: int) -> None:
+        """Claim an epoch of our own. Returns with `enough` answers, the quorum or not.
+
+        Raises NotEnoughServers with fewer answers, TakenOver if the newest record is another client's.
+        """
+        mine = self.state.mount_id
+        if mine == bytes(16):
+            mine = self._machine.entropy.token(16)
+        epoch, step = self.state.epoch + 1, 1
+        while True:
+            # Saved before it is used: after a crash the newest record must be known as our own.
+            self.state.epoch, self.state.mount_id = epoch, mine
+            self._save()
+            self._log.commit()
+            claim = await self._heads.claim(self._keys.verifying_key, epoch, mine)
+            if claim.promises + claim.refused < enough:
+                raise NotEnoughServers("asking the head servers", claim.promises, enough)
+            if not claim.refused:
+                break
+            epoch, step = epoch + step, step * 2
+        self._adopt(claim.newest)
+        self.claimed = claim.promises >= self._config.quorum
+        self._standalone = True
+
+    def _adopt(self, newest: HeadRecord | None) -> None:
+        if newest is None:
+            if self.state.shipped:
+                logger.warning("the head servers that answered know no record of this file system")
+            return
+        state = self.state
+        body = open_head(newest.payload, self._keys.journal_key, newest.epoch, newest.sequence)
+        if newest.mount_id != state.mount_id:
+            raise TakenOver(
+                "another client has written this file system since it was last mounted here; "
+                "what this machine holds of it is older and must not be written"
+            )
+        if body.last > self._log.number:
+            raise Corrupt(
+                f"the grid knows operations up to {body.last}, this machine only up to {self._log.number}: "
+                "the local state is older than the grid (restored from a copy?)"
+            )
+        if newest.sequence >= state.sequence:
+            state.sequence = newest.sequence
+            state.previous = newest.record_hash()
+            state.shipped = max(state.shipped, body.last)
+
+    # ---- shipping
+
+    def hold(self, number: int, ino: int) -> None:
+        """Operation `number` put `ino` in the place of another file: its data must be stored first."""
+        self._barriers.append((number, ino))
+        self._writer.want(ino, number)
+
+    async def shipped(self, number: int) -> None:
+        """Wait until every operation up to `number` is on the quorum of head servers.
+
+        Raises TakenOver when another mount has taken the file system.
+        """
+        while self.state.shipped < number:
+            self._check_owner()
+            self._wanted = max(self._wanted, number)
+            self._wake.set()
+            await self._progress.wait()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Ship until cancelled, or until another mount took over; failures are retried for ever."""
+        task_status.started()
+        delay = self._config.retry_s
+        while self.taken_over is None:
+            try:
+                if not self.claimed:
+                    await self._reclaim()
+                await self._turn()
+            except (Conflict, TakenOver) as error:
+                self.taken_over = str(error)
+                logger.error("this mount lost the file system to another one: %s", error)
+            except (GridError, StorageError) as error:
+                if self.trouble is None:
+                    logger.warning("shipping waits: %s", error)
+                self.trouble = str(error)
+                await trio.sleep(delay)
+                delay = min(2 * delay, self._config.retry_s_max)
+            else:
+                self.trouble = None
+                delay = self._config.retry_s
+            self._progress_made()
+
+    async def _turn(self) -> None:
+        """Wait until something is to be shipped, and ship it."""
+        limit = self._limit()
+        if limit <= self.state.shipped:
+            if self._wanted > self.state.shipped:
+                await self._writer.progressed()  # held back by data that is on its way
+            else:
+                await self._sleep()
+            return
+        if self._wanted <= self.state.shipped:
+            await self._sleep()
+            limit = self._limit()
+        if limit > self.state.shipped:
+            await self._ship(limit)
+
+    async def _sleep(self) -> None:
+        """Until somebody waits for a record, or operations nobody waits for are due."""
+        self._wake = trio.Event()
+        with trio.move_on_after(self._config.ship_every_s):
+            await self._wake.wait()
+
+    def _limit(self) -> int:
+        """The last operation that may be shipped now."""
+        limit = self._log.number
+        while self._barriers:
+            number, ino = self._barriers[0]
+            if not self._writer.is_stored(ino, number):
+                self._writer.want(ino, number)
+                return number - 1
+            self._barriers.popleft()
+        return limit
+
+    async def _reclaim(self) -> None:
+        claim = await self._heads.claim(self._keys.verifying_key, self.state.epoch, self.state.mount_id)
+        if claim.refused:
+            raise TakenOver("another client has claimed this file system")
+        if claim.promises < self._config.quorum:
+            raise NotEnoughServers("claiming the head log", claim.promises, self._config.quorum)
+        self._adopt(claim.newest)
+        self.claimed = True
+        self._standalone = True
+
+    async def _ship(self, limit: int) -> None:
+        """Send one record with operations up to `limit`, gathering them first where they are many."""
+        state, metadata = self.state, self._log.metadata
+        after = state.gathered if self._standalone else state.shipped
+        operations = self._outbox(after, limit, RECORD_BODY_MAX)
+        size = sum(len(operation) + 16 for _, operation in operations)
+        behind = operations[-1][0] if operations else after
+        complete = not self._outbox(behind, limit, 1)
+        gather = not complete or size > RECORD_BODY_MAX or self._inline_bytes + size > GATHER_BYTES
+        if gather:
+            await self._gather(limit)
+            after, operations, size, self._inline_bytes = limit, [], 0, 0
+        await self._append(after, limit, operations)
+        self._inline_bytes += size
+        self._standalone = False
+        if gather:
+            metadata.drop_outbox(state.gathered)
+            await self._trim()
+        self._save()
+
+    def _outbox(self, after: int, limit: int, size: int) -> list[tuple[int, bytes]]:
+        return [row for row in self._log.metadata.outbox(after, size) if row[0] <= limit]
+
+    async def _gather(self, limit: int) -> None:
+        """Store everything behind the newest journal pack, up to `limit`, in journal packs."""
+        state, config = self.state, self._config
+        most = min(JOURNAL_BYTES_MAX, max_plaintext(config.k) // 2)
+        while state.gathered < limit:
+            operations = self._outbox(state.gathered, limit, most)
+            if not operations:
+                state.gathered = limit
+                return
+            last = operations[-1][0]
+            body = encode_journal(JournalBody(list(state.journals), state.gathered, last, operations))
+            key = self._machine.entropy.token(32)
+            sealed = await self._machine.offload.run(
+                partial(seal_pack, config.k, config.n, [body], pack_key=key, convergence_secret=b"")
+            )
+            receipt = await self._uploader.store(sealed, self.state.stamp)
+            pack = pack_record(sealed, receipt, KIND_JOURNAL)
+            self._log.record(Commit(packs=[pack], extents=[]))
+            state.journals = [*state.journals, pack]
+            state.gathered = last
+
+    async def _append(self, after: int, last: int, operations: list[tuple[int, bytes]]) -> None:
+        state, config = self.state, self._config
+        body = HeadBody(
+            head_servers=list(self._heads.servers),
+            generation=config.generation,
+            quorum=config.quorum,
+            after=after,
+            last=last,
+            journal=state.journals[-1] if state.journals else None,
+            gathered=state.gathered,
+            operations=operations,
+        )
+        sequence = state.sequence + 1
+        salt = self._machine.entropy.token(SALT_SIZE)
+        payload = seal_head(body, self._keys.journal_key, salt, state.epoch, sequence)
+        unsigned = HeadRecord(state.epoch, sequence, state.previous, payload, bytes(64), state.mount_id)
+        signature = sign(self._keys.signing_seed, unsigned.signed_bytes(self._name))
+        record = HeadRecord(state.epoch, sequence, state.previous, payload, signature, state.mount_id)
+        await self._heads.append(record, config.quorum)
+        state.sequence = sequence
+        state.previous = record.record_hash()
+        state.shipped = max(state.shipped, last)
+
+    async def _trim(self) -> None:
+        """Records before the newest are in journal packs now."""
+        signature = sign(self._keys.signing_seed, trim_signed_bytes(self._name, self.state.stamp))
+        await self._heads.trim(self.state.stamp, signature)
+
+    def _check_owner(self) -> None:
+        if self.taken_over is not None:
+            raise TakenOver(self.taken_over)
+
+    def _save(self) -> None:
+        self._log.metadata.set_value(STATE_VALUE, msgspec.msgpack.encode(self.state))
+
+    def _progress_made(self) -> None:
+        self._progress.set()
+        self._progress = trio.Event()

@@ -1,0 +1,130 @@
+"""The operation log: every change takes its number here, goes to the spool, then into the metadata.
+
+One call of `record` is atomic between awaits: number, spool record and metadata change go together, so
+whoever looks afterwards sees all of it or none. Metadata transactions hold many operations; a killed
+daemon finds the last committed `applied` and replays the rest from the spool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+from gridfs.files.overlay import Source
+from gridfs.files.spool import Replayed, Spool
+from gridfs.meta.operations import Operation, decode, encode
+from gridfs.meta.store import Metadata, checkpoint_on_own_connection
+from storage.ports import Buffer, Machine
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    commit_every_s: float = 0.25
+    """Metadata transactions end this often while operations come."""
+    operations_max: int = 2000
+    """... and after this many operations."""
+    durable_every_s: float = 15.0
+    """Committed metadata is made durable this often; sooner when the spool needs the room."""
+
+
+class OperationLog:
+    """Numbers operations and keeps spool and metadata in step."""
+
+    def __init__(
+        self, machine: Machine, metadata: Metadata, database: str, spool: Spool, config: LogConfig
+    ) -> None:
+        self._machine = machine
+        self._database = database
+        self._config = config
+        self.metadata = metadata
+        self.spool = spool
+        self.number = metadata.applied
+        self._committed = metadata.applied
+        self._pending = 0
+        self._wake = trio.Event()
+        self._durable_wanted = trio.Event()
+        self.room_freed = trio.Event()
+        """Set and replaced whenever slots of the spool became free."""
+
+    def replayed(self, record: Replayed) -> Operation:
+        """Take over one record found in the spool at start; returns its operation."""
+        operation = decode(record.operation)
+        self.metadata.apply(record.number, operation)  # does nothing up to `applied`
+        self.number = max(self.number, record.number)
+        return operation
+
+    def start(self) -> None:
+        """Replay is over: commit it, and let the next number follow what both sides know."""
+        self.metadata.commit()
+        self._committed = self.number
+        self.spool.last = self.number
+
+    def record(self, operation: Operation, data: Buffer = b"", phase: int = 0) -> tuple[int, Source]:
+        """Append and apply one operation; acknowledged when this returns.
+
+        Raises OSError (disk) or Exhausted (spool) with nothing changed.
+        """
+        number = self.number + 1
+        source = self.spool.append(number, encode(operation), data, phase)
+        self.number = number
+        self.metadata.apply(number, operation)
+        self._pending += 1
+        if self._pending == 1 or self._pending >= self._config.operations_max:
+            self._wake.set()
+        return number, source
+
+    def commit(self) -> None:
+        """End the metadata transaction now."""
+        if self.metadata.in_transaction:
+            self.metadata.commit()
+        self._committed = self.number
+        self._pending = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Commit in the background until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_durable)
+            task_status.started()
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                with trio.move_on_after(self._config.commit_every_s):
+                    while self._pending < self._config.operations_max:
+                        await self._wake.wait()
+                        self._wake = trio.Event()
+                self.commit()
+                self.reclaim()
+                while self.metadata.work(2000):
+                    await trio.lowlevel.checkpoint()
+
+    def reclaim(self) -> None:
+        """Give back slots of the spool that nothing needs; ask for durability where that frees more."""
+        if self.spool.reclaim(self.spool.durable):
+            self.room_freed.set()
+            self.room_freed = trio.Event()
+        if self.spool.oldest_wanted is not None:
+            self._durable_wanted.set()
+
+    async def _keep_durable(self) -> None:
+        while True:
+            with trio.move_on_after(self._config.durable_every_s):
+                await self._durable_wanted.wait()
+            self._durable_wanted = trio.Event()
+            await self.make_durable()
+
+    async def make_durable(self) -> None:
+        """Everything recorded so far is durable in the metadata when this returns."""
+        self.commit()
+        upto = self._committed
+        if upto > self.spool.durable and not await self._checkpoint():
+            return  # somebody reads an old snapshot: the next turn tries again
+        if self.spool.reclaim(upto):
+            self.room_freed.set()
+            self.room_freed = trio.Event()
+
+    async def _checkpoint(self) -> bool:
+        if self._machine.disk.sqlite_vfs is None:
+            return await self._machine.offload.run(checkpoint_on_own_connection, self._database)
+        # Such a disk has no shared memory for a second connection.
+        return self.metadata.make_durable()

@@ -1,0 +1,275 @@
+"""Names and attributes: what directories hold and what inodes say of themselves.
+
+Each change is checked against the metadata and recorded as one operation, without an await between
+the two. Permissions are the kernel's business (default_permissions). Failures are OSError with the
+errno that Linux gives, in its order of precedence.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+
+from gridfs.files.contents import Contents
+from gridfs.files.log import OperationLog
+from gridfs.meta.operations import (
+    Drop,
+    Link,
+    Make,
+    RemoveXattr,
+    Rename,
+    SetAttributes,
+    SetXattr,
+    Unlink,
+)
+from gridfs.meta.rows import ROOT, Entry, Inode
+from storage.ports import WallClock
+
+NAME_MAX = 255
+TARGET_MAX = 4095
+LINK_MAX = 65000
+XATTR_VALUE_MAX = 65536
+XATTR_LIST_MAX = 65536
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+def _fail(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Attributes to be set; None leaves one as it is. Times in nanoseconds."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime: int | None = None
+    mtime: int | None = None
+    size: int | None = None
+    ctime: int | None = None
+
+
+class Namespace:
+    """The tree of one mount."""
+
+    def __init__(self, log: OperationLog, contents: Contents, clock: WallClock) -> None:
+        self._log = log
+        self._contents = contents
+        self._metadata = log.metadata
+        self._clock = clock
+        self._open: dict[int, int] = {}
+
+    # ---- looking
+
+    def inode(self, ino: int) -> Inode:
+        """Raises ESTALE for an inode that is gone."""
+        found = self._metadata.inode(ino)
+        if found is None:
+            raise _fail(errno.ESTALE)
+        return found
+
+    def lookup(self, parent: int, name: bytes) -> Inode | None:
+        """The inode of a name, None if there is none."""
+        if name == b".":
+            return self.inode(parent)
+        if name == b"..":
+            return self.inode(self._metadata.parent_of(parent))
+        if len(name) > NAME_MAX:
+            raise _fail(errno.ENAMETOOLONG)
+        ino = self._metadata.lookup(parent, name)
+        return None if ino is None else self.inode(ino)
+
+    def entries(self, parent: int, after: int, limit: int) -> list[Entry]:
+        return self._metadata.entries(parent, after, limit)
+
+    def parent_of(self, ino: int) -> int:
+        return self._metadata.parent_of(ino)
+
+    # ---- names
+
+    def make(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, target: bytes = b""
+    ) -> Inode:
+        """A new inode of any type. In a set-group-ID directory it takes the directory's group."""
+        directory = self._directory(parent, name)
+        if self._metadata.lookup(parent, name) is not None:
+            raise _fail(errno.EEXIST)
+        if len(target) > TARGET_MAX:
+            raise _fail(errno.ENAMETOOLONG)
+        if stat.S_ISDIR(mode) and directory.nlink >= LINK_MAX:
+            raise _fail(errno.EMLINK)
+        if directory.mode & stat.S_ISGID:
+            gid = directory.gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+        ino = self._metadata.reserve_inode()
+        self._log.record(Make(ino, parent, name, mode, uid, gid, rdev, target, self._clock.now_ns()))
+        return self.inode(ino)
+
+    def link(self, ino: int, parent: int, name: bytes) -> Inode:
+        inode = self.inode(ino)
+        self._directory(parent, name)
+        if stat.S_ISDIR(inode.mode):
+            raise _fail(errno.EPERM)
+        if self._metadata.lookup(parent, name) is not None:
+            raise _fail(errno.EEXIST)
+        if inode.nlink >= LINK_MAX:
+            raise _fail(errno.EMLINK)
+        self._log.record(Link(ino, parent, name, self._clock.now_ns()))
+        return self.inode(ino)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        inode = self._child(parent, name)
+        if stat.S_ISDIR(inode.mode):
+            raise _fail(errno.EISDIR)
+        self._unlink(parent, name, inode)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        inode = self._child(parent, name)
+        if not stat.S_ISDIR(inode.mode):
+            raise _fail(errno.ENOTDIR)
+        if self._metadata.has_entries(inode.ino):
+            raise _fail(errno.ENOTEMPTY)
+        self._unlink(parent, name, inode)
+
+    def _unlink(self, parent: int, name: bytes, inode: Inode) -> None:
+        self._log.record(Unlink(parent, name, inode.ino, self._clock.now_ns()))
+        self._drop_if_unused(inode.ino)
+
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> tuple[int, int] | None:
+        """Move a name. Returns (operation number, moved inode) where it took another file's place."""
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+            raise _fail(errno.EINVAL)
+        moved = self._child(parent, name)
+        self._directory(new_parent, new_name)
+        old_ino = self._metadata.lookup(new_parent, new_name)
+        exchange = bool(flags & RENAME_EXCHANGE)
+        if old_ino is None and exchange:
+            raise _fail(errno.ENOENT)
+        if old_ino is not None and flags & RENAME_NOREPLACE:
+            raise _fail(errno.EEXIST)
+        if old_ino == moved.ino:
+            return None
+        if stat.S_ISDIR(moved.mode) and self._is_inside(new_parent, moved.ino):
+            raise _fail(errno.EINVAL)
+        if old_ino is not None:
+            self._may_replace(moved, self.inode(old_ino), parent, exchange)
+        number, _ = self._log.record(
+            Rename(
+                parent, name, new_parent, new_name, moved.ino, old_ino or 0, exchange, self._clock.now_ns()
+            )
+        )
+        if old_ino is None:
+            return None
+        if not exchange:
+            self._drop_if_unused(old_ino)
+        return number, moved.ino
+
+    def _may_replace(self, moved: Inode, old: Inode, parent: int, exchange: bool) -> None:
+        if exchange:
+            if stat.S_ISDIR(old.mode) and self._is_inside(parent, old.ino):
+                raise _fail(errno.EINVAL)
+            return
+        if stat.S_ISDIR(moved.mode) and not stat.S_ISDIR(old.mode):
+            raise _fail(errno.ENOTDIR)
+        if stat.S_ISDIR(old.mode):
+            if not stat.S_ISDIR(moved.mode):
+                raise _fail(errno.EISDIR)
+            if self._metadata.has_entries(old.ino):
+                raise _fail(errno.ENOTEMPTY)
+
+    def _is_inside(self, directory: int, ancestor: int) -> bool:
+        while directory != ROOT:
+            if directory == ancestor:
+                return True
+            directory = self._metadata.parent_of(directory)
+        return ancestor == ROOT
+
+    def _directory(self, parent: int, name: bytes) -> Inode:
+        """The directory in which `name` is to be made."""
+        directory = self.inode(parent)
+        if not stat.S_ISDIR(directory.mode):
+            raise _fail(errno.ENOTDIR)
+        if len(name) > NAME_MAX:
+            raise _fail(errno.ENAMETOOLONG)
+        if directory.nlink == 0:
+            raise _fail(errno.ENOENT)
+        return directory
+
+    def _child(self, parent: int, name: bytes) -> Inode:
+        inode = self.lookup(parent, name)
+        if inode is None:
+            raise _fail(errno.ENOENT)
+        return inode
+
+    # ---- attributes
+
+    def change(self, ino: int, change: Change) -> None:
+        """Set attributes; a size cuts the file or extends it by a hole."""
+        now = self._clock.now_ns()
+        mtime = now if change.size is not None and change.mtime is None else change.mtime
+        ctime = now if change.ctime is None else change.ctime
+        operation = SetAttributes(
+            ino, change.mode, change.uid, change.gid, change.atime, mtime, change.size, ctime
+        )
+        self._log.record(operation)
+        if change.size is not None:
+            self._contents.truncated(ino, change.size)
+
+    # ---- extended attributes
+
+    def xattr(self, ino: int, name: bytes) -> bytes:
+        value = self._metadata.xattr(ino, name)
+        if value is None:
+            raise _fail(errno.ENODATA)
+        return value
+
+    def xattrs(self, ino: int) -> list[bytes]:
+        return self._metadata.xattrs(ino)
+
+    def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
+        self.inode(ino)
+        if len(name) > NAME_MAX:
+            raise _fail(errno.ERANGE)
+        if len(value) > XATTR_VALUE_MAX:
+            raise _fail(errno.E2BIG)
+        names = self._metadata.xattrs(ino)
+        if name not in names and sum(map(len, names)) + len(names) + len(name) + 1 > XATTR_LIST_MAX:
+            raise _fail(errno.ENOSPC)
+        self._log.record(SetXattr(ino, name, value, self._clock.now_ns()))
+
+    def remove_xattr(self, ino: int, name: bytes) -> None:
+        self.xattr(ino, name)
+        self._log.record(RemoveXattr(ino, name, self._clock.now_ns()))
+
+    # ---- inodes without a name stay while they are open
+
+    def opened(self, ino: int) -> None:
+        self._open[ino] = self._open.get(ino, 0) + 1
+
+    def closed(self, ino: int) -> bool:
+        """One handle less; returns whether the inode went with it."""
+        count = self._open[ino] - 1
+        if count:
+            self._open[ino] = count
+            return False
+        del self._open[ino]
+        return self._drop_if_unused(ino)
+
+    def drop_orphans(self) -> list[int]:
+        """Drop what a former mount left open and nameless; returns the inodes."""
+        return [ino for ino in self._metadata.orphans() if self._drop_if_unused(ino)]
+
+    def _drop_if_unused(self, ino: int) -> bool:
+        inode = self._metadata.inode(ino)
+        if inode is None or inode.nlink > 0 or ino in self._open:
+            return False
+        self._log.record(Drop(ino))
+        self._contents.dropped(ino)
+        return True

@@ -1,0 +1,176 @@
+"""Read-ahead: windows of a file that a sequential reader will want next, fetched before it asks.
+
+A handle that reads on from where it stopped gets windows that double up to `window_bytes_max`, one
+being read and one on its way; a handle that jumps gets just what it asks for. Each window is one fetch,
+so each server sees one readv for it, and its buffer is handed to the kernel without another copy.
+
+All windows of a mount share one byte budget; past it, reads go on without read-ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+from gridfs.files.reader import Reader
+from storage.client import Traffic
+from storage.ports import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class ReadaheadConfig:
+    window_bytes_min: int = 1 << 20
+    window_bytes_max: int = 8 << 20
+    """Enough for twice bandwidth times delay on one machine or in one building."""
+    budget_bytes: int = 48 << 20
+    """All windows of all handles."""
+    near_bytes: int = 4 << 20
+    """The kernel's own read-ahead comes in pieces that overtake each other by this much."""
+
+
+@dataclass(slots=True, eq=False)
+class _Window:
+    start: int
+    end: int
+    buffer: bytearray | None
+    traffic: Traffic
+    ready: trio.Event = field(default_factory=trio.Event)
+    error: Exception | None = None
+    stale: bool = False
+    served: int = 0
+
+
+class Prefetcher:
+    """Runs the fetches of all handles and keeps their byte budget."""
+
+    def __init__(self, reader: Reader, config: ReadaheadConfig) -> None:
+        self.reader = reader
+        self.config = config
+        self.bytes = 0
+        self._send, self._receive = trio.open_memory_channel[tuple[int, _Window]](256)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Fetch windows until cancelled."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            async for ino, window in self._receive:
+                nursery.start_soon(self._fetch, ino, window)
+
+    def begin(self, ino: int, start: int, end: int, traffic: Traffic) -> _Window | None:
+        """Start fetching a window; None if the budget has no room."""
+        size = end - start
+        if self.bytes + size > self.config.budget_bytes:
+            return None
+        window = _Window(start, end, bytearray(size), traffic)
+        try:
+            self._send.send_nowait((ino, window))
+        except trio.WouldBlock:
+            return None
+        self.bytes += size
+        return window
+
+    def finish(self, window: _Window) -> None:
+        """The handle lets go of a window; its memory is free once no reply uses it."""
+        if not window.stale:
+            window.stale = True
+            self.bytes -= window.end - window.start
+        window.buffer = None
+
+    async def _fetch(self, ino: int, window: _Window) -> None:
+        buffer = window.buffer
+        if buffer is not None:
+            try:
+                await self.reader.read_into(ino, window.start, memoryview(buffer), window.traffic)
+            except Exception as error:  # told to whoever waits for the window
+                window.error = error
+        window.ready.set()
+
+
+class Readahead:
+    """The windows of one open file handle."""
+
+    def __init__(self, prefetcher: Prefetcher, ino: int) -> None:
+        self._prefetcher = prefetcher
+        self._config = prefetcher.config
+        self._ino = ino
+        self._windows: list[_Window] = []
+        self._next = 0
+        self._step = self._config.window_bytes_min
+
+    async def read(self, offset: int, length: int, size: int) -> Buffer:
+        """Bytes [offset, offset + length) of a file of `size` bytes, short at its end."""
+        end = min(offset + length, size)
+        if end <= offset:
+            return b""
+        window = self._covering(offset)
+        if window is None and self._sequential(offset):
+            self._restart(offset, end, size)
+            window = self._covering(offset)
+        self._next = max(self._next, end) if window is not None else end
+        if window is None:
+            self.clear()
+            return await self._direct(offset, end)
+        self._extend(end, size)
+        await window.ready.wait()
+        if window.error is not None or window.buffer is None or end > window.end:
+            # Failed, overwritten meanwhile, or across two windows: the plain way answers, or says why not.
+            return await self._direct(offset, end)
+        reply = memoryview(window.buffer)[offset - window.start : end - window.start]
+        window.served += end - offset
+        if window.served >= window.end - window.start:
+            self._drop(window)
+        return reply
+
+    def clear(self) -> None:
+        """The file changed, or the handle is closed: forget everything fetched ahead."""
+        for window in list(self._windows):
+            self._drop(window)
+
+    async def _direct(self, offset: int, end: int) -> bytearray:
+        out = bytearray(end - offset)
+        await self._prefetcher.reader.read_into(self._ino, offset, memoryview(out), Traffic.DEMAND)
+        return out
+
+    def _covering(self, offset: int) -> _Window | None:
+        for window in self._windows:
+            if window.start <= offset < window.end:
+                return window
+        return None
+
+    def _sequential(self, offset: int) -> bool:
+        if not self._windows:
+            return offset == self._next
+        near = self._config.near_bytes
+        return self._windows[0].start - near <= offset <= self._windows[-1].end + near
+
+    def _restart(self, offset: int, end: int, size: int) -> None:
+        if self._windows and offset >= self._windows[-1].end:
+            self._extend(end, size)
+            return
+        self.clear()
+        self._step = self._config.window_bytes_min
+        stop = min(size, max(end, offset + self._step))
+        window = self._prefetcher.begin(self._ino, offset, stop, Traffic.DEMAND)
+        if window is not None:
+            self._windows.append(window)
+
+    def _extend(self, end: int, size: int) -> None:
+        """Keep a window's length of data ahead of the reader."""
+        for window in list(self._windows):
+            if window.end + self._config.near_bytes < end:
+                self._drop(window)
+        while self._windows:
+            ahead = self._windows[-1].end
+            if ahead >= size or ahead - end >= self._step:
+                return
+            self._step = min(2 * self._step, self._config.window_bytes_max)
+            stop = min(size, ahead + self._step)
+            further = self._prefetcher.begin(self._ino, ahead, stop, Traffic.PREFETCH)
+            if further is None:
+                return
+            self._windows.append(further)
+
+    def _drop(self, window: _Window) -> None:
+        self._windows.remove(window)
+        self._prefetcher.finish(window)

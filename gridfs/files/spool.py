@@ -1,0 +1,381 @@
+"""The spool: the local log of operations, in the order of their numbers, sealed under a local key.
+
+A change is acknowledged when its record is here (one `pwrite`, no sync). The log is a ring of slots,
+files of equal size that are written one after the other and used again once nothing in them is needed,
+before the kernel has written them out: otherwise the disk would carry every byte two and a half times.
+
+A slot is needed while it holds data that no pack has yet (`live` bytes), or an operation that the
+metadata has not stored durably. Slots leave in order, oldest first, so what is on disk is always a
+suffix of the log: replay of a commit or a truncate that follows a write still finds them.
+
+Each slot's key is derived from its own salt, and a nonce is a position in that slot; a slot is only
+ever appended to by the process that began it, so no key and nonce meet twice. SPEC.md has the fields.
+
+Concurrency: everything but `read_into` is called from the loop, and nothing here awaits.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from gridfs.files.overlay import Source
+from storage.errors import Corrupt, Exhausted, Refused
+from storage.ports import Buffer, File, Machine
+
+VERSION = 1
+CHUNK = 65536
+TAG = 16
+SLOT_HEADER = struct.Struct("<8sHxxxxxxQ16s24x")
+RECORD = struct.Struct("<4sIIIQQ")
+SLOT_MAGIC = b"GRIDSPL\0"
+RECORD_MAGIC = b"OPRC"
+OPERATION_MAX = 16 << 20
+DATA_MAX = 16 << 20
+SPARE_SLOTS_MAX = 4
+RESERVED_SLOTS = 8
+"""Slots beyond the limit for records that make room (commits) and for slots begun after a restart."""
+assert SLOT_HEADER.size == 64
+assert RECORD.size == 32
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One record as it was found on disk."""
+
+    number: int
+    operation: bytes
+    source: Source | None
+    """Where its data begins, if it carries any."""
+    data_length: int
+
+
+@dataclass(slots=True)
+class _Slot:
+    index: int
+    generation: int
+    file: File
+    cipher: AESGCM
+    end: int = SLOT_HEADER.size
+    live: int = 0
+    pins: int = 0
+    first: int = 0
+    last: int = 0
+    data: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Start of a record's data in the slot -> (bytes of plaintext, phase)."""
+
+
+def _nonce(position: int) -> bytes:
+    return position.to_bytes(12, "big")
+
+
+def _sealed_length(length: int, phase: int) -> int:
+    """Bytes on disk of `length` bytes of data whose first byte lies `phase` bytes into a chunk."""
+    return length + TAG * ((phase + length + CHUNK - 1) // CHUNK) if length else 0
+
+
+class Spool:
+    """The log on disk. `limit_bytes` bounds the slots; `slot_bytes` is derived from it."""
+
+    def __init__(self, machine: Machine, directory: str, key: bytes, limit_bytes: int) -> None:
+        self._machine = machine
+        self._disk = machine.disk
+        self._directory = directory
+        self._key = key
+        self.slot_bytes = max(4 << 20, min(32 << 20, limit_bytes // 8))
+        self.slots_max = max(4, limit_bytes // self.slot_bytes)
+        self._slots: deque[_Slot] = deque()
+        self._by_index: dict[int, _Slot] = {}
+        self._spare: list[tuple[int, File]] = []
+        self._generation = 0
+        self._next_index = 0
+        self._scratch = bytearray()
+        self._began = -1
+        self.live_bytes = 0
+        self.durable = 0
+        self.last = 0
+
+    # ---- opening
+
+    def open(self) -> Iterator[Replayed]:
+        """Open the directory and yield every record found, oldest first; then the spool is ready.
+
+        Ends at the first record that is torn or does not follow its predecessor: what was appended
+        last by a process that was killed in the middle of it. Slots behind such a gap are set aside
+        under another name. Must be run to its end before the first `append`.
+        """
+        self._disk.make_directory(self._directory)
+        found = []
+        for name in self._disk.names(self._directory):
+            stem, _, suffix = name.partition(".")
+            if suffix != "spool" or not stem.isdigit():
+                continue
+            index = int(stem)
+            self._next_index = max(self._next_index, index + 1)
+            file = self._disk.open(self._path(index))
+            header = bytearray(SLOT_HEADER.size)
+            if file.read_into(memoryview(header), 0) < len(header):
+                self._spare.append((index, file))
+                continue
+            magic, version, generation, salt = SLOT_HEADER.unpack(header)
+            if magic != SLOT_MAGIC:
+                self._spare.append((index, file))
+                continue
+            if version != VERSION:
+                raise Refused(f"{self._path(index)} has spool format {version}; this gridfs reads {VERSION}")
+            found.append(_Slot(index, generation, file, self._cipher(salt)))
+        found.sort(key=lambda slot: slot.generation)
+        broken = False
+        for slot in found:
+            if broken:
+                slot.file.close()
+                self._disk.replace(self._path(slot.index), self._path(slot.index) + ".aside")
+                continue
+            self._generation = slot.generation
+            self._slots.append(slot)
+            self._by_index[slot.index] = slot
+            for record in self._replay_slot(slot):
+                self.last = record.number
+                yield record
+            if not slot.first:
+                # Nothing readable: a slot that was just begun, or the first gap of a torn log.
+                self._slots.pop()
+                del self._by_index[slot.index]
+                self._spare.append((slot.index, slot.file))
+                broken = slot is not found[-1]
+
+    def _replay_slot(self, slot: _Slot) -> Iterator[Replayed]:
+        size = slot.file.size()
+        header = bytearray(RECORD.size)
+        while slot.end + RECORD.size + TAG <= size:
+            slot.file.read_into(memoryview(header), slot.end)
+            magic, op_length, data_length, phase, number, generation = RECORD.unpack(header)
+            follows = number == self.last + 1 or self.last == 0
+            if magic != RECORD_MAGIC or generation != slot.generation or not follows:
+                return
+            if op_length > OPERATION_MAX or data_length > DATA_MAX or phase >= CHUNK:
+                return
+            at = slot.end + RECORD.size
+            data_at = at + op_length + TAG
+            end = data_at + _sealed_length(data_length, phase)
+            if end > size:
+                return
+            sealed = bytearray(op_length + TAG)
+            slot.file.read_into(memoryview(sealed), at)
+            try:
+                operation = slot.cipher.decrypt(_nonce(at), sealed, header)
+                slot.data[data_at] = (data_length, phase)
+                self._open_data(slot, data_at, 0, memoryview(bytearray(data_length)))
+            except (InvalidTag, Corrupt):
+                slot.data.pop(data_at, None)
+                return
+            if not data_length:
+                del slot.data[data_at]
+            slot.first = slot.first or number
+            slot.last = number
+            slot.end = end
+            slot.live += data_length
+            self.live_bytes += data_length
+            source = Source(slot.index, data_at) if data_length else None
+            yield Replayed(number, operation, source, data_length)
+
+    # ---- appending
+
+    def append(self, number: int, operation: bytes, data: Buffer = b"", phase: int = 0) -> Source:
+        """Append one record with one write; it is kept when this returns.
+
+        `phase` is the data's file offset modulo 64 KiB, so that chunks line up with segments. The
+        data counts as live until `retire`. Raises Exhausted when every slot is needed (callers wait
+        with `room` first), OSError when the disk fails; the log is unchanged then.
+        """
+        assert number == self.last + 1 or self.last == 0, (number, self.last)
+        length = len(data)
+        op_sealed = len(operation) + TAG
+        total = RECORD.size + op_sealed + _sealed_length(length, phase)
+        slot = self._slot_for(total)
+        at = slot.end
+        if len(self._scratch) < total:
+            self._scratch = bytearray(total)
+        out = memoryview(self._scratch)[:total]
+        RECORD.pack_into(out, 0, RECORD_MAGIC, len(operation), length, phase, number, slot.generation)
+        op_end = RECORD.size + op_sealed
+        seal = slot.cipher.encrypt_into
+        seal(_nonce(at + RECORD.size), operation, out[: RECORD.size], out[RECORD.size : op_end])
+        if length:
+            view = memoryview(data)
+            done, position = 0, op_end
+            while done < length:
+                step = min(length - done, CHUNK - (phase + done) % CHUNK)
+                sealed_end = position + step + TAG
+                seal(_nonce(at + position), view[done : done + step], None, out[position:sealed_end])
+                done += step
+                position = sealed_end
+        slot.file.write_at([out], at)
+        slot.end = at + total
+        slot.first = slot.first or number
+        slot.last = self.last = number
+        source = Source(slot.index, at + op_end)
+        if length:
+            slot.data[source.offset] = (length, phase)
+            slot.live += length
+            self.live_bytes += length
+        return source
+
+    def room(self, size: int, reserve: int = 1) -> bool:
+        """Whether `size` bytes of data fit while `reserve` slots stay free for other operations."""
+        # Sealing adds 16 bytes a chunk and a header; a record never spans slots.
+        need = size + size // 2048 + 4096
+        if self._slots and self._slots[-1].end + need <= self.slot_bytes:
+            return True
+        return len(self._slots) + reserve < self.slots_max
+
+    def _slot_for(self, total: int) -> _Slot:
+        if self._slots and self._slots[-1].end + total <= self.slot_bytes:
+            current = self._slots[-1]
+            if current.generation == self._began:  # never a slot that an earlier process began
+                return current
+        if len(self._slots) >= self.slots_max + RESERVED_SLOTS:
+            raise Exhausted("the spool is full: every slot holds data that is not in the grid yet")
+        return self._begin_slot()
+
+    def _begin_slot(self) -> _Slot:
+        if self._spare:
+            index, file = self._spare.pop()
+        else:
+            index = self._next_index
+            file = self._disk.open(self._path(index), create=True)
+            self._next_index += 1
+        salt = self._machine.entropy.token(16)
+        generation = self._generation + 1
+        file.write_at([SLOT_HEADER.pack(SLOT_MAGIC, VERSION, generation, salt)], 0)
+        self._generation = self._began = generation
+        slot = _Slot(index, generation, file, self._cipher(salt))
+        self._slots.append(slot)
+        self._by_index[index] = slot
+        return slot
+
+    # ---- reading
+
+    def read_into(self, source: Source, skip: int, out: memoryview) -> None:
+        """Fill `out` with data from `skip` bytes behind `source`. May run in a worker thread.
+
+        Raises Corrupt if the bytes on disk are not what was appended, OSError if it cannot be read.
+        """
+        self._open_data(self._by_index[source.slot], source.offset, skip, out)
+
+    def _open_data(self, slot: _Slot, data_at: int, skip: int, out: memoryview) -> None:
+        length, phase = slot.data[data_at]
+        if skip + len(out) > length:
+            raise Corrupt(f"spool slot {slot.index} holds fewer bytes at {data_at} than its index says")
+        if not len(out):
+            return
+        first, last = (phase + skip) // CHUNK, (phase + skip + len(out) - 1) // CHUNK
+
+        def begin(chunk: int) -> int:  # plaintext position of a chunk's first byte in the record
+            return max(0, chunk * CHUNK - phase)
+
+        low = data_at + begin(first) + TAG * first
+        sealed = bytearray(min(begin(last + 1), length) - begin(first) + TAG * (last - first + 1))
+        if slot.file.read_into(memoryview(sealed), low) < len(sealed):
+            raise Corrupt(f"spool slot {slot.index} is shorter than its records")
+        view = memoryview(sealed)
+        position, filled = 0, 0
+        try:
+            for chunk in range(first, last + 1):
+                start, stop = begin(chunk), min(begin(chunk + 1), length)
+                piece = view[position : position + stop - start + TAG]
+                nonce = _nonce(low + position)
+                a, b = max(start, skip), min(stop, skip + len(out))
+                if a == start and b == stop:
+                    slot.cipher.decrypt_into(nonce, piece, None, out[filled : filled + b - a])
+                else:
+                    plain = slot.cipher.decrypt(nonce, piece, None)
+                    out[filled : filled + b - a] = plain[a - start : b - start]
+                filled += b - a
+                position += len(piece)
+        except InvalidTag:
+            raise Corrupt(f"spool slot {slot.index}: a record does not open at {data_at}") from None
+
+    # ---- retiring
+
+    def pin(self, source: Source) -> None:
+        """Keep the slot of `source` for a reader in a worker thread until `unpin`."""
+        self._by_index[source.slot].pins += 1
+
+    def unpin(self, source: Source) -> None:
+        self._by_index[source.slot].pins -= 1
+
+    def retire(self, source: Source, size: int) -> None:
+        """`size` bytes of the data at `source` are no longer needed."""
+        slot = self._by_index[source.slot]
+        slot.live -= size
+        self.live_bytes -= size
+        assert slot.live >= 0, (slot.index, slot.live)
+
+    def reclaim(self, durable: int) -> int:
+        """Free the oldest slots that hold nothing needed; returns how many.
+
+        `durable`: every operation up to this number is stored durably in the metadata.
+        """
+        self.durable = max(self.durable, durable)
+        freed = 0
+        while self._slots:
+            slot = self._slots[0]
+            needed = slot.live or slot.pins or slot.last > self.durable
+            if needed or slot.generation == self._began:
+                break
+            self._slots.popleft()
+            del self._by_index[slot.index]
+            freed += 1
+            if len(self._spare) < SPARE_SLOTS_MAX:
+                self._spare.append((slot.index, slot.file))
+            else:
+                slot.file.close()
+                self._disk.remove(self._path(slot.index))
+        return freed
+
+    @property
+    def oldest_wanted(self) -> int | None:
+        """Newest number in the oldest slot if only metadata keeps it: make this durable to free it."""
+        if not self._slots:
+            return None
+        slot = self._slots[0]
+        if slot.live or slot.pins or slot.generation == self._began or slot.last <= self.durable:
+            return None
+        return slot.last
+
+    @property
+    def used(self) -> float:
+        """Part of the slots in use, 0 to 1."""
+        return len(self._slots) / self.slots_max
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(slot.end for slot in self._slots)
+
+    def sync(self) -> None:
+        """Make every record appended so far durable. Called through Offload."""
+        for slot in list(self._slots):
+            if slot.last > self.durable or slot.live:
+                slot.file.sync()
+
+    def close(self) -> None:
+        """Close the files; what is needed stays on disk for the next `open`."""
+        for slot in self._slots:
+            slot.file.close()
+        for _, file in self._spare:
+            file.close()
+        self._slots.clear()
+        self._spare.clear()
+
+    def _path(self, index: int) -> str:
+        return f"{self._directory}/{index:04d}.spool"
+
+    def _cipher(self, salt: bytes) -> AESGCM:
+        return AESGCM(blake3(salt, key=self._key).digest())

@@ -1,0 +1,67 @@
+"""The one errno table, and the firewall around every handler.
+
+pyfuse3 ends the mount on any exception but FUSEError, so each handler is wrapped: what is expected
+becomes its errno, what is not is logged with its traceback and becomes EIO.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+
+from gridfs.files.journal import TakenOver
+from gridfs.grid.errors import DamagedData, NotEnoughServers, NotEnoughShares, RosterError
+from storage.errors import Conflict, Corrupt, Exhausted, Missing, Refused, StorageError, Unavailable
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ERRNO: dict[type[Exception], int] = {
+    Unavailable: errno.EIO,
+    Corrupt: errno.EIO,
+    Missing: errno.EIO,
+    Conflict: errno.EROFS,
+    Refused: errno.EIO,
+    Exhausted: errno.ENOSPC,
+    TakenOver: errno.EROFS,
+    NotEnoughServers: errno.EIO,
+    NotEnoughShares: errno.EIO,
+    DamagedData: errno.EIO,
+    RosterError: errno.EIO,
+    StorageError: errno.EIO,
+}
+
+
+def errno_of(error: Exception) -> int:
+    """The errno that a program gets for an expected error; 0 for one that nobody expected."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    return next((ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO), 0)
+
+
+def firewall(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Wrap a FUSE handler so that only FUSEError leaves it."""
+
+    @functools.wraps(handler)
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:
+            code = errno_of(error)
+            if not code:
+                logger.exception("%s failed", handler.__name__)
+                code = errno.EIO
+            elif code in (errno.EIO, errno.ENOSPC):
+                logger.error("%s: %s", handler.__name__, error)
+            raise pyfuse3.FUSEError(code) from None
+
+    return guarded

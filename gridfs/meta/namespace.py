@@ -1,0 +1,278 @@
+"""What each operation but Commit does to inodes, names and extended attributes.
+
+Every operation is checked against the state before the first row changes, and raises Corrupt where it
+does not fit: the caller has validated it, so a misfit means that log and state do not belong together.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from typing import Any
+
+import apsw
+
+from gridfs.meta.bodies import Bodies
+from gridfs.meta.operations import (
+    Drop,
+    Link,
+    Make,
+    Operation,
+    RemoveXattr,
+    Rename,
+    SetAttributes,
+    SetXattr,
+    Unlink,
+    Write,
+)
+from gridfs.meta.rows import ROOT
+from gridfs.meta.schema import State
+from gridfs.meta.tree import Name, Tree
+from storage.errors import Corrupt
+
+PERMISSIONS = 0o7777
+
+
+def make_root(database: apsw.Connection, mode: int, uid: int, gid: int, time: int) -> None:
+    """The inode of the root directory, in an empty database."""
+    database.execute(
+        "INSERT INTO inode (ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, parent)"
+        " VALUES (?, ?, ?, ?, 0, 2, ?, ?, ?, 0, ?)",
+        (ROOT, stat.S_IFDIR | mode & PERMISSIONS, uid, gid, time, time, time, ROOT),
+    )
+
+
+class Namespace:
+    """Tables `inode`, `entry` and `xattr`."""
+
+    def __init__(self, database: apsw.Connection, state: State, tree: Tree, bodies: Bodies) -> None:
+        self._database = database
+        self._tree = tree
+        self._state = state
+        self._bodies = bodies
+        self._appliers: dict[type, Callable[[Any, int], None]] = {
+            Make: self._make,
+            Link: self._link,
+            Unlink: self._unlink,
+            Drop: self._drop,
+            Rename: self._rename,
+            SetAttributes: self._set_attributes,
+            Write: self._write,
+            SetXattr: self._set_xattr,
+            RemoveXattr: self._remove_xattr,
+        }
+
+    # Applying
+
+    def apply(self, operation: Operation, number: int) -> None:
+        """Raises Corrupt."""
+        self._appliers[type(operation)](operation, number)
+
+    def _make(self, operation: Make, number: int) -> None:
+        ino, parent, mode, time = operation.ino, operation.parent, operation.mode, operation.time
+        if self._database.execute("SELECT 1 FROM inode WHERE ino = ?", (ino,)).get or ino <= ROOT:
+            raise Corrupt(f"make: inode {ino} is there already")
+        self._tree.free_name("make", parent, operation.name)
+        is_directory = stat.S_ISDIR(mode)
+        if bool(operation.target) != stat.S_ISLNK(mode) or not stat.S_IFMT(mode):
+            raise Corrupt(f"make: inode {ino} has mode {mode:o} and target {operation.target!r}")
+        self._database.execute(
+            "INSERT INTO inode (ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, parent)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                ino, mode, operation.uid, operation.gid, len(operation.target), 2 if is_directory else 1,
+                time, time, time, operation.rdev, operation.target or None, parent if is_directory else None,
+            ),
+        )  # fmt: skip
+        self._add_name(parent, operation.name, ino, stat.S_IFMT(mode))
+        self._touch_directory(parent, int(is_directory), time)
+        if is_directory:
+            self._state.directories += 1
+        else:
+            self._state.files += 1
+        self._state.next_inode = max(self._state.next_inode, ino + 1)
+
+    def _link(self, operation: Link, number: int) -> None:
+        inode = self._tree.required("link", operation.ino)
+        if stat.S_ISDIR(inode.mode) or not inode.nlink:
+            raise Corrupt(f"link: inode {operation.ino} takes no further name")
+        self._tree.free_name("link", operation.parent, operation.name)
+        self._add_name(operation.parent, operation.name, operation.ino, stat.S_IFMT(inode.mode))
+        self._count_links(operation.ino, 1, operation.time)
+        self._touch_directory(operation.parent, 0, operation.time)
+
+    def _unlink(self, operation: Unlink, number: int) -> None:
+        entry = self._tree.entry("unlink", operation.parent, operation.name, operation.ino)
+        self._tree.no_names_in("unlink", entry)
+        self._database.execute(
+            "DELETE FROM entry WHERE parent = ? AND name = ?", (operation.parent, operation.name)
+        )
+        self._lose_name(entry, operation.time)
+        self._touch_directory(operation.parent, -int(entry.is_directory), operation.time)
+
+    def _drop(self, operation: Drop, number: int) -> None:
+        inode = self._tree.required("drop", operation.ino)
+        if inode.nlink:
+            raise Corrupt(f"drop: inode {operation.ino} still has a name")
+        self._bodies.detach(operation.ino, number)
+        self._database.execute("DELETE FROM xattr WHERE ino = ?", (operation.ino,))
+        self._database.execute("DELETE FROM inode WHERE ino = ?", (operation.ino,))
+        if stat.S_ISDIR(inode.mode):
+            self._state.directories -= 1
+        else:
+            self._state.files -= 1
+            self._state.bytes -= inode.size if stat.S_ISREG(inode.mode) else 0
+
+    def _rename(self, operation: Rename, number: int) -> None:
+        moved = self._tree.entry("rename", operation.parent, operation.name, operation.ino)
+        new_parent, new_name, time = operation.new_parent, operation.new_name, operation.time
+        if not operation.replaced:
+            if operation.exchange:
+                raise Corrupt("rename: nothing to exchange with")
+            self._tree.free_name("rename", new_parent, new_name)
+            other = None
+        else:
+            other = self._tree.entry("rename", new_parent, new_name, operation.replaced)
+            if other.ino == moved.ino:
+                raise Corrupt(f"rename: both names are inode {moved.ino}")
+            if not operation.exchange:
+                if other.is_directory != moved.is_directory:
+                    raise Corrupt("rename: a directory and something else cannot replace each other")
+                self._tree.no_names_in("rename", other)
+        if moved.is_directory:
+            self._tree.no_descent(moved.ino, new_parent)
+        if other is not None and operation.exchange:
+            if other.is_directory:
+                self._tree.no_descent(other.ino, operation.parent)
+            self._exchange_names(moved, other, time)
+        else:
+            self._move_name(moved, other, new_parent, new_name, time)
+
+    def _move_name(
+        self, moved: Name, other: Name | None, new_parent: int, new_name: bytes, time: int
+    ) -> None:
+        if other is not None:
+            # The name stays where a listing knows it; only what it names changes.
+            self._delete_name(moved)
+            self._point(other, moved)
+            self._lose_name(other, time)
+        elif new_parent == moved.parent:
+            self._database.execute(
+                "UPDATE entry SET name = ? WHERE parent = ? AND name = ?",
+                (new_name, moved.parent, moved.name),
+            )
+        else:
+            self._delete_name(moved)
+            self._add_name(new_parent, new_name, moved.ino, moved.type)
+        self._count_links(moved.ino, 0, time)
+        gained = int(moved.is_directory)
+        lost = int(other is not None and other.is_directory)
+        if new_parent == moved.parent:
+            self._touch_directory(new_parent, -lost, time)
+        else:
+            self._touch_directory(moved.parent, -gained, time)
+            self._touch_directory(new_parent, gained - lost, time)
+            self._set_parent(moved, new_parent)
+
+    def _exchange_names(self, moved: Name, other: Name, time: int) -> None:
+        self._point(moved, other)
+        self._point(other, moved)
+        self._count_links(moved.ino, 0, time)
+        self._count_links(other.ino, 0, time)
+        if moved.parent == other.parent:
+            self._touch_directory(moved.parent, 0, time)
+            return
+        balance = int(other.is_directory) - int(moved.is_directory)
+        self._touch_directory(moved.parent, balance, time)
+        self._touch_directory(other.parent, -balance, time)
+        self._set_parent(moved, other.parent)
+        self._set_parent(other, moved.parent)
+
+    def _set_attributes(self, operation: SetAttributes, number: int) -> None:
+        inode = self._tree.required("set attributes", operation.ino)
+        size = inode.size
+        if operation.size is not None:
+            self._tree.must_be_file("set attributes", inode)
+            size = operation.size
+            if size < inode.size:
+                self._bodies.truncate(operation.ino, size, number)
+            self._state.bytes += size - inode.size
+        mode = inode.mode
+        if operation.mode is not None:
+            mode = stat.S_IFMT(mode) | operation.mode & PERMISSIONS
+        self._database.execute(
+            "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime = ?, mtime = ?, size = ?, ctime = ?"
+            " WHERE ino = ?",
+            (
+                mode,
+                inode.uid if operation.uid is None else operation.uid,
+                inode.gid if operation.gid is None else operation.gid,
+                inode.atime if operation.atime is None else operation.atime,
+                inode.mtime if operation.mtime is None else operation.mtime,
+                size,
+                operation.ctime,
+                operation.ino,
+            ),
+        )
+
+    def _write(self, operation: Write, number: int) -> None:
+        inode = self._tree.required("write", operation.ino)
+        self._tree.must_be_file("write", inode)
+        end = operation.offset + operation.length
+        size = max(inode.size, end) if operation.length else inode.size
+        self._database.execute(
+            "UPDATE inode SET size = ?, mtime = ?, ctime = ? WHERE ino = ?",
+            (size, operation.time, operation.time, operation.ino),
+        )
+        self._state.bytes += size - inode.size
+
+    def _set_xattr(self, operation: SetXattr, number: int) -> None:
+        self._tree.required("set xattr", operation.ino)
+        self._database.execute(
+            "INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (operation.ino, operation.name, operation.value)
+        )
+        self._count_links(operation.ino, 0, operation.time)
+
+    def _remove_xattr(self, operation: RemoveXattr, number: int) -> None:
+        self._tree.required("remove xattr", operation.ino)
+        if self._tree.xattr(operation.ino, operation.name) is None:
+            raise Corrupt(f"remove xattr: inode {operation.ino} has no {operation.name!r}")
+        self._database.execute(
+            "DELETE FROM xattr WHERE ino = ? AND name = ?", (operation.ino, operation.name)
+        )
+        self._count_links(operation.ino, 0, operation.time)
+
+    # Changes of one row
+
+    def _add_name(self, parent: int, name: bytes, ino: int, kind: int) -> None:
+        self._database.execute(
+            "INSERT INTO entry VALUES (?, ?, ?, ?, ?)", (parent, name, ino, self._state.next_cookie, kind)
+        )
+        self._state.next_cookie += 1
+
+    def _delete_name(self, entry: Name) -> None:
+        self._database.execute("DELETE FROM entry WHERE parent = ? AND name = ?", (entry.parent, entry.name))
+
+    def _point(self, entry: Name, to: Name) -> None:
+        self._database.execute(
+            "UPDATE entry SET ino = ?, type = ? WHERE parent = ? AND name = ?",
+            (to.ino, to.type, entry.parent, entry.name),
+        )
+
+    def _lose_name(self, entry: Name, time: int) -> None:
+        """One link less; a directory loses its own `.` with its name."""
+        self._count_links(entry.ino, -2 if entry.is_directory else -1, time)
+
+    def _count_links(self, ino: int, change: int, time: int) -> None:
+        self._database.execute(
+            "UPDATE inode SET nlink = nlink + ?, ctime = ? WHERE ino = ?", (change, time, ino)
+        )
+
+    def _touch_directory(self, ino: int, links: int, time: int) -> None:
+        self._database.execute(
+            "UPDATE inode SET nlink = nlink + ?, mtime = ?, ctime = ? WHERE ino = ?", (links, time, time, ino)
+        )
+
+    def _set_parent(self, entry: Name, parent: int) -> None:
+        if entry.is_directory:
+            self._database.execute("UPDATE inode SET parent = ? WHERE ino = ?", (parent, entry.ino))

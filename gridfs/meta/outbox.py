@@ -1,0 +1,101 @@
+"""The outbox: operations, sealed, that still have to be shipped to the head log.
+
+A Write counts there only for size and times, so Writes to one inode are gathered into one that spans
+them all, under the last number, as long as nothing but Writes lies between; Writes to different inodes
+commute. They are gathered in memory within a transaction and written by `flush`, before its end.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import apsw
+
+from gridfs.meta.operations import Operation, Write, encode
+from gridfs.meta.rows import Sealer
+
+GATHERED_INODES_MAX = 1024
+
+
+class _Span(NamedTuple):
+    number: int
+    start: int
+    end: int
+    time: int
+    stored: int
+    """Number of the row that this span stands in already; 0 for none."""
+
+
+class Outbox:
+    """Table `outbox`. `_gathered` holds Writes since the last other operation; `_unwritten` names those
+    whose row is not there or not up to date."""
+
+    def __init__(self, database: apsw.Connection, sealer: Sealer) -> None:
+        self._database = database
+        self._sealer = sealer
+        self._gathered: dict[int, _Span] = {}
+        self._unwritten: dict[int, None] = {}
+
+    def forget(self) -> None:
+        """Drop what was gathered, after a rollback."""
+        self._gathered.clear()
+        self._unwritten.clear()
+
+    def put(self, number: int, operation: Operation) -> None:
+        if isinstance(operation, Write):
+            self._gather(number, operation)
+            return
+        self.flush()
+        self._gathered.clear()
+        self._insert(number, operation)
+
+    def flush(self) -> None:
+        """Write what is gathered into the open transaction."""
+        for ino in self._unwritten:
+            number, start, end, time, stored = self._gathered[ino]
+            if stored:
+                self._database.execute("DELETE FROM outbox WHERE number = ?", (stored,))
+            self._insert(number, Write(ino, start, end - start, time))
+            self._gathered[ino] = _Span(number, start, end, time, number)
+        self._unwritten.clear()
+
+    def rows(self, after: int, limit_bytes: int) -> list[tuple[int, bytes]]:
+        """As `Metadata.outbox`; raises Corrupt where a row does not open."""
+        self.flush()
+        result: list[tuple[int, bytes]] = []
+        total = 0
+        for number, sealed in self._database.execute(
+            "SELECT number, payload FROM outbox WHERE number > ? ORDER BY number", (after,)
+        ):
+            payload = self._sealer.open(sealed)
+            total += len(payload)
+            if result and total > limit_bytes:
+                break
+            result.append((number, payload))
+        return result
+
+    def drop(self, up_to: int) -> None:
+        self._database.execute("DELETE FROM outbox WHERE number <= ?", (up_to,))
+        for ino in [ino for ino, span in self._gathered.items() if span.number <= up_to]:
+            del self._gathered[ino]
+            self._unwritten.pop(ino, None)
+
+    def _gather(self, number: int, write: Write) -> None:
+        start, end = write.offset, write.offset + write.length
+        span = self._gathered.get(write.ino)
+        stored = 0
+        if span is not None:
+            stored = span.stored
+            if start == end:  # an empty write changes no size
+                start, end = span.start, span.end
+            elif span.start < span.end:
+                start, end = min(start, span.start), max(end, span.end)
+        elif len(self._gathered) >= GATHERED_INODES_MAX:
+            self.flush()
+            self._gathered.clear()
+        self._gathered[write.ino] = _Span(number, start, end, write.time, stored)
+        self._unwritten[write.ino] = None
+
+    def _insert(self, number: int, operation: Operation) -> None:
+        payload = self._sealer.seal(encode(operation))
+        self._database.execute("INSERT INTO outbox VALUES (?, ?)", (number, payload))

@@ -1,0 +1,100 @@
+"""What head log records and journal packs say, sealed and opened. Pure.
+
+A record carries the operations since the newest journal pack or since the record before it in the same
+epoch; the first record of an epoch carries everything since the newest journal pack, so it stands for
+itself and for whatever the epoch before left on too few servers. SPEC.md has the fields.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated
+
+import msgspec
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from gridfs.meta.operations import Count, Hash, PackRecord
+from storage.errors import Corrupt, Refused
+
+RECORD_VERSION = 1
+SALT_SIZE = 16
+RECORD_BODY_MAX = 60 << 10
+"""Bytes of a record's body, so that the sealed record stays below the head log's 64 KiB."""
+_ADDRESS = struct.Struct("<HQQ")
+
+
+class HeadBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The body of one head log record."""
+
+    head_servers: list[Hash]
+    """Server ids that keep the head log, all of them."""
+    generation: Count
+    """Of that list; rises with each change."""
+    quorum: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    after: Count
+    """Operations begin behind this number: the last of the record before, or of the journal."""
+    last: Count
+    """Number of the last operation here; equal to `after` if there are none."""
+    journal: PackRecord | None
+    """The newest journal pack, if there is any."""
+    gathered: Count
+    """Number of the last operation in journal packs."""
+    operations: list[tuple[int, bytes]]
+    """(number, encoded operation), ascending."""
+
+
+class JournalBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The plaintext of a journal pack."""
+
+    earlier: list[PackRecord]
+    """All earlier journal packs, oldest first."""
+    after: Count
+    last: Count
+    operations: list[tuple[int, bytes]]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_head = msgspec.msgpack.Decoder(HeadBody)
+_journal = msgspec.msgpack.Decoder(JournalBody)
+
+
+def seal_head(body: HeadBody, journal_key: bytes, salt: bytes, epoch: int, sequence: int) -> bytes:
+    """A record's payload. `salt`: 16 fresh random bytes, from which its own key follows."""
+    address = _ADDRESS.pack(RECORD_VERSION, epoch, sequence)
+    sealed = AESGCM(_record_key(journal_key, salt)).encrypt(bytes(12), _encoder.encode(body), address)
+    return address[:2] + salt + sealed
+
+
+def open_head(payload: bytes, journal_key: bytes, epoch: int, sequence: int) -> HeadBody:
+    """The body of a record. Raises Corrupt, or Refused for a version this program does not know."""
+    if len(payload) < 2 + SALT_SIZE + 16:
+        raise Corrupt("head record is cut short")
+    version = int.from_bytes(payload[:2], "little")
+    if version != RECORD_VERSION:
+        raise Refused(f"head record has format version {version}; this gridfs reads {RECORD_VERSION}")
+    salt, sealed = payload[2 : 2 + SALT_SIZE], payload[2 + SALT_SIZE :]
+    try:
+        address = _ADDRESS.pack(version, epoch, sequence)
+        plain = AESGCM(_record_key(journal_key, salt)).decrypt(bytes(12), sealed, address)
+        return _head.decode(plain)
+    except (InvalidTag, msgspec.MsgspecError):
+        raise Corrupt(f"head record {epoch}.{sequence} does not open with this file system's key") from None
+
+
+def encode_journal(body: JournalBody) -> bytes:
+    """The plaintext of a journal pack (the pack seals it)."""
+    return _encoder.encode(body)
+
+
+def decode_journal(data: bytes | bytearray | memoryview) -> JournalBody:
+    """Raises Corrupt."""
+    try:
+        return _journal.decode(data)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"journal pack cannot be read: {error}") from None
+
+
+def _record_key(journal_key: bytes, salt: bytes) -> bytes:
+    return blake3(salt, key=journal_key).digest()

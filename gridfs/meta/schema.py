@@ -1,0 +1,252 @@
+"""The database file: its tables and version, how it is opened, and how it is made durable.
+
+SPEC.md has the tables field by field. The database is in WAL mode with synchronous=NORMAL: a commit
+is atomic and outlives the process; it outlives the machine after a checkpoint, which the caller makes
+in a worker thread. `cache_spill` is off, so that only a commit writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import apsw
+import msgspec
+
+from gridfs.meta.rows import FIRST_COOKIE, Totals
+from storage.errors import Corrupt, Exhausted, Missing, Refused, StorageError, Unavailable
+
+P = ParamSpec("P")
+S = TypeVar("S")
+T = TypeVar("T")
+
+APPLICATION_ID = 0x67726664
+"""`grfd`, in SQLite's header: a gridfs metadata database."""
+FORMAT_VERSION = 1
+
+CACHE_KIB = 16384
+AUTO_CHECKPOINT_PAGES = 16384
+"""64 MiB of log: a bound in case that nobody checkpoints in a thread."""
+
+TABLES = """
+CREATE TABLE value (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID, STRICT;
+CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), value BLOB NOT NULL) STRICT;
+CREATE TABLE inode (
+    ino INTEGER PRIMARY KEY, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+    size INTEGER NOT NULL, nlink INTEGER NOT NULL, atime INTEGER NOT NULL, mtime INTEGER NOT NULL,
+    ctime INTEGER NOT NULL, rdev INTEGER NOT NULL, target BLOB, parent INTEGER, body INTEGER,
+    held INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX orphan ON inode (ino) WHERE nlink = 0;
+CREATE TABLE entry (
+    parent INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL, cookie INTEGER NOT NULL,
+    type INTEGER NOT NULL, PRIMARY KEY (parent, name)
+) WITHOUT ROWID, STRICT;
+CREATE UNIQUE INDEX entry_cookie ON entry (parent, cookie);
+CREATE TABLE xattr (
+    ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (ino, name)
+) WITHOUT ROWID, STRICT;
+CREATE TABLE extent (
+    body INTEGER NOT NULL, start INTEGER NOT NULL, length INTEGER NOT NULL, pack INTEGER NOT NULL,
+    run INTEGER NOT NULL, run_offset INTEGER NOT NULL, run_length INTEGER NOT NULL,
+    skip INTEGER NOT NULL, frozen INTEGER NOT NULL, PRIMARY KEY (body, start)
+) WITHOUT ROWID, STRICT;
+CREATE TABLE cut (
+    body INTEGER NOT NULL, number INTEGER NOT NULL, position INTEGER NOT NULL, ino INTEGER NOT NULL,
+    PRIMARY KEY (body, number)
+) WITHOUT ROWID, STRICT;
+CREATE TABLE server (number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE) STRICT;
+CREATE TABLE pack (
+    ref INTEGER PRIMARY KEY, pack_id BLOB NOT NULL UNIQUE, kind INTEGER NOT NULL, k INTEGER NOT NULL,
+    n INTEGER NOT NULL, stream_length INTEGER NOT NULL, sealed_key BLOB NOT NULL, key_hash BLOB,
+    places BLOB NOT NULL, missing BLOB NOT NULL, debt INTEGER NOT NULL, live INTEGER NOT NULL
+) STRICT;
+CREATE INDEX convergent ON pack (key_hash) WHERE key_hash IS NOT NULL;
+CREATE TABLE garbage (pack INTEGER PRIMARY KEY, since INTEGER NOT NULL) STRICT;
+CREATE INDEX garbage_age ON garbage (since);
+CREATE TABLE outbox (number INTEGER PRIMARY KEY, payload BLOB NOT NULL) STRICT;
+"""
+
+
+class State(msgspec.Struct, array_like=True):
+    """Counters of the file system, kept in memory and written with each commit, in this order."""
+
+    applied: int = 0
+    next_inode: int = 2
+    next_cookie: int = FIRST_COOKIE
+    next_body: int = 1
+    next_pack: int = 1
+    files: int = 0
+    directories: int = 1
+    bytes: int = 0
+    packs: int = 0
+    live_bytes: int = 0
+    missing_shares: int = 0
+
+    def totals(self) -> Totals:
+        return Totals(
+            self.files, self.directories, self.bytes, self.packs, self.live_bytes, self.missing_shares
+        )
+
+
+def failure(error: apsw.Error, path: str = "") -> StorageError:
+    """What an error of SQLite means for the caller."""
+    where = f" {path}" if path else ""
+    if isinstance(error, apsw.FullError):
+        return Exhausted(f"no room for the metadata database{where}: {error}")
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError | apsw.SQLError | apsw.ConstraintError):
+        return Corrupt(f"metadata database{where} is damaged: {error}")
+    return Unavailable(f"metadata database{where} cannot be used: {error}")
+
+
+def translated(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Let a method raise storage errors instead of SQLite's."""
+
+    @wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except apsw.Error as error:
+            raise failure(error) from error
+
+    return call
+
+
+def create(path: str, vfs: str | None) -> apsw.Connection:
+    """An open connection inside no transaction, on a database without a finished format.
+
+    Raises Refused where there is a finished one.
+    """
+    try:
+        database = _connect(path, vfs, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+        try:
+            if _number(database, "application_id") or _number(database, "user_version"):
+                raise Refused(f"{path} is already a database")
+            if database.execute("SELECT count(*) FROM sqlite_schema").get:
+                raise Refused(f"{path} is a database of something else")
+            _configure(database, vfs)
+        except BaseException:
+            database.close()
+            raise
+    except apsw.Error as error:
+        raise failure(error, path) from error
+    return database
+
+
+def make_tables(database: apsw.Connection) -> None:
+    """The tables, the first state and the format's marks, in the open transaction."""
+    database.execute(TABLES)
+    save(database, State())
+    database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    database.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+
+
+def open_existing(path: str, vfs: str | None) -> apsw.Connection:
+    """Raises Missing, Refused (unknown version) or Corrupt."""
+    try:
+        database = _connect(path, vfs, apsw.SQLITE_OPEN_READWRITE)
+    except apsw.CantOpenError as error:
+        raise Missing(f"no metadata database at {path}") from error
+    try:
+        application, version = _number(database, "application_id"), _number(database, "user_version")
+        if application != APPLICATION_ID:
+            raise Corrupt(f"{path} is not a finished gridfs metadata database")
+        if version != FORMAT_VERSION:
+            raise Refused(
+                f"{path} has metadata format {version}, this gridfs knows {FORMAT_VERSION}: "
+                "use the gridfs that wrote it"
+            )
+        _configure(database, vfs)
+    except apsw.Error as error:
+        database.close()
+        raise failure(error, path) from error
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def checkpoint_on_own_connection(path: str, vfs: str | None = None) -> bool:
+    """Make what is committed so far durable, through a second connection: for a worker thread.
+
+    True: everything committed before the call survives the loss of power (the log was synced, then
+    copied into the database as far as it went at the start). False: another checkpoint was under way
+    or an old reader kept frames back, so nothing is promised; call again. The loop's own calls are not
+    held up. Not for a database that was opened with a `vfs` of its own: see `Metadata.make_durable`.
+    Idempotent. Raises Missing, Exhausted, Unavailable or Corrupt.
+    """
+    try:
+        database = _connect(path, vfs, apsw.SQLITE_OPEN_READWRITE)
+    except apsw.CantOpenError as error:
+        raise Missing(f"no metadata database at {path}") from error
+    try:
+        database.execute("PRAGMA wal_autocheckpoint = 0")
+        return checkpoint(database)
+    except apsw.Error as error:
+        raise failure(error, path) from error
+    finally:
+        database.close()
+
+
+def checkpoint(database: apsw.Connection) -> bool:
+    """One passive checkpoint with full syncs; whether all that was committed before is durable now."""
+    synchronous = _number(database, "synchronous")
+    database.execute("PRAGMA synchronous = FULL")
+    try:
+        # A first statement on a connection makes it see the log at all.
+        database.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        ((busy, frames, copied),) = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    finally:
+        database.execute(f"PRAGMA synchronous = {synchronous}")
+    return not busy and frames == copied
+
+
+def load(database: apsw.Connection, state: State) -> None:
+    """Fill `state` in place with what was committed last. Raises Corrupt."""
+    row = database.execute("SELECT value FROM state").fetchone()
+    try:
+        stored = msgspec.msgpack.decode(row[0], type=State) if row else None
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"state of the metadata cannot be read: {error}") from error
+    if stored is None:
+        raise Corrupt("metadata database has no state")
+    for field in State.__struct_fields__:
+        setattr(state, field, getattr(stored, field))
+
+
+def save(database: apsw.Connection, state: State) -> None:
+    database.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+
+
+def get_value(database: apsw.Connection, name: str) -> bytes | None:
+    row: Any = database.execute("SELECT value FROM value WHERE name = ?", (name,)).fetchone()
+    return bytes(row[0]) if row else None
+
+
+def set_value(database: apsw.Connection, name: str, value: bytes) -> None:
+    database.execute("INSERT OR REPLACE INTO value VALUES (?, ?)", (name, value))
+
+
+def _connect(path: str, vfs: str | None, flags: int) -> apsw.Connection:
+    return apsw.Connection(path, flags=flags, vfs=vfs)
+
+
+def _number(database: apsw.Connection, pragma: str) -> int:
+    value = database.execute(f"PRAGMA {pragma}").get
+    assert isinstance(value, int)
+    return value
+
+
+def _configure(database: apsw.Connection, vfs: str | None) -> None:
+    if vfs is not None:
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+    database.execute("PRAGMA journal_mode = WAL")
+    for setting in (
+        "synchronous = NORMAL",
+        "cache_spill = OFF",
+        f"cache_size = -{CACHE_KIB}",
+        f"wal_autocheckpoint = {AUTO_CHECKPOINT_PAGES}",
+        "temp_store = MEMORY",
+    ):
+        database.execute(f"PRAGMA {setting}")

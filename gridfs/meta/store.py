@@ -1,0 +1,345 @@
+"""The metadata of one file system: the state up to the operation `applied`, in SQLite.
+
+All calls are synchronous and short, and are made in the loop; between two awaits of the caller they
+are atomic. `apply` opens a transaction by itself and changes it by one operation or not at all;
+`commit` ends it. What was applied and not yet committed is seen by every read here, and is lost when
+the process dies: the spool replays it, and `apply` ignores numbers that are already in.
+
+Failures: an operation that does not fit the state raises Corrupt and changes nothing. A commit that
+fails (disk full) leaves the transaction open and whole, to be tried again: SQLite rolls it back, and
+the steps since the last commit, which are kept for this, are made once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import apsw
+
+from gridfs.meta import schema
+from gridfs.meta.bodies import Bodies
+from gridfs.meta.checking import find_problems
+from gridfs.meta.commits import Commits
+from gridfs.meta.namespace import Namespace, make_root
+from gridfs.meta.operations import Commit, Operation
+from gridfs.meta.outbox import Outbox
+from gridfs.meta.packs import Packs, key_hash
+from gridfs.meta.rows import ROOT, Entry, Extent, Garbage, Inode, Pack, Sealer, Totals
+from gridfs.meta.schema import State, checkpoint_on_own_connection, translated
+from gridfs.meta.tree import Tree
+from storage.errors import Corrupt
+
+__all__ = [
+    "ROOT",
+    "Entry",
+    "Extent",
+    "Garbage",
+    "Inode",
+    "Metadata",
+    "Pack",
+    "Sealer",
+    "Totals",
+    "checkpoint_on_own_connection",
+    "key_hash",
+]
+
+T = TypeVar("T")
+
+
+class Metadata:
+    """One file system's metadata. Made by `create` or `open`, never directly.
+
+    Any method may raise Corrupt (the database is damaged), Exhausted (the disk is full) or
+    Unavailable (the disk failed).
+    """
+
+    def __init__(self, database: apsw.Connection, sealer: Sealer) -> None:
+        self._database = database
+        self._state = State()
+        self._packs = Packs(database, self._state, sealer)
+        self._bodies = Bodies(database, self._state, self._packs)
+        self._tree = Tree(database)
+        self._namespace = Namespace(database, self._state, self._tree, self._bodies)
+        self._commits = Commits(self._packs, self._bodies, self._tree)
+        self._outbox = Outbox(database, sealer)
+        self._steps: list[Callable[[], object]] = []
+        self._broken = False
+        self._reload()
+
+    @classmethod
+    def create(
+        cls,
+        path: str,
+        sealer: Sealer,
+        *,
+        vfs: str | None = None,
+        root_mode: int = 0o755,
+        root_uid: int = 0,
+        root_gid: int = 0,
+        time: int = 0,
+    ) -> Metadata:
+        """Make the database of an empty file system, durable on return but for its directory entry.
+
+        `root_mode`: permission bits of the root directory. `vfs`: name of an apsw VFS (see `open`).
+        A creation that was killed half-way is done anew. Raises Refused where there is a database.
+        """
+        database = schema.create(path, vfs)
+        try:
+            with database:
+                schema.make_tables(database)
+                make_root(database, root_mode, root_uid, root_gid, time)
+            schema.checkpoint(database)
+            return cls(database, sealer)
+        except apsw.Error as error:
+            database.close()
+            raise schema.failure(error, path) from error
+        except BaseException:
+            database.close()
+            raise
+
+    @classmethod
+    def open(cls, path: str, sealer: Sealer, *, vfs: str | None = None) -> Metadata:
+        """Open the database at `path`.
+
+        With a `vfs` of its own (simulation) the file is locked exclusively, because such a disk has no
+        shared memory: no second connection then, `make_durable` instead. Raises Missing where there is
+        no file, Refused for an unknown format version, Corrupt for a damaged or unfinished database.
+        """
+        database = schema.open_existing(path, vfs)
+        try:
+            return cls(database, sealer)
+        except apsw.Error as error:
+            database.close()
+            raise schema.failure(error, path) from error
+        except BaseException:
+            database.close()
+            raise
+
+    @translated
+    def close(self) -> None:
+        """Idempotent. What was not committed is dropped; the spool has it."""
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
+        self._steps.clear()
+        self._database.close()
+
+    # Transactions
+
+    @property
+    def applied(self) -> int:
+        """Number of the last operation in the state, the open transaction included; 0 at the start."""
+        return self._state.applied
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether anything waits for `commit`."""
+        return bool(self._steps)
+
+    @translated
+    def apply(self, number: int, operation: Operation) -> None:
+        """Make one change within the open transaction; a number not above `applied` is ignored.
+
+        Permissions are the caller's. Raises Corrupt, with nothing changed, where the operation does
+        not fit the state. Everything that is not ignored also goes to the outbox.
+        """
+        if number <= self._state.applied:
+            return
+        self._change(partial(self._apply, number, operation), partial(self.apply, number, operation))
+
+    def _apply(self, number: int, operation: Operation) -> None:
+        if isinstance(operation, Commit):
+            self._commits.apply(operation, number)
+        else:
+            self._namespace.apply(operation, number)
+        self._outbox.put(number, operation)
+        self._state.applied = number
+
+    @translated
+    def commit(self) -> None:
+        """End the transaction: atomic, and kept when the process dies; durable after a checkpoint.
+
+        Raises Exhausted or Unavailable where the disk refuses: then the transaction is still open and
+        whole, and commit may be called again.
+        """
+        if not self._steps:
+            return
+        try:
+            self._outbox.flush()
+            schema.save(self._database, self._state)
+            self._database.execute("COMMIT")
+        except apsw.Error:
+            self._redo()
+            raise
+        self._steps.clear()
+
+    @translated
+    def make_durable(self) -> bool:
+        """`checkpoint_on_own_connection` on this connection, in the loop; not inside a transaction."""
+        if self._steps:
+            raise RuntimeError("make_durable inside a transaction")
+        return schema.checkpoint(self._database)
+
+    @translated
+    def work(self, limit_rows: int = 1000) -> bool:
+        """Clear away up to `limit_rows` extents of cut and dropped bodies, in the open transaction.
+
+        Returns whether more is left. Has no effect that an inode or a read shows; live bytes fall.
+        """
+        if not self._bodies.has_work:
+            return False
+        return self._change(partial(self._bodies.work, limit_rows), partial(self.work, limit_rows))
+
+    def _change(self, step: Callable[[], T], again: Callable[[], object]) -> T:
+        """Make one step of the open transaction, wholly or not at all; `again` makes it once more."""
+        if self._broken:
+            raise Corrupt("metadata could not be brought back after a failure: mount again")
+        if not self._database.in_transaction:
+            self._database.execute("BEGIN IMMEDIATE")
+        before = self._database.total_changes()
+        try:
+            result = step()
+        except BaseException:
+            if self._database.total_changes() != before or not self._database.in_transaction:
+                self._redo()
+            elif not self._steps:
+                self._database.execute("ROLLBACK")
+            raise
+        self._steps.append(again)
+        return result
+
+    def _reload(self) -> None:
+        schema.load(self._database, self._state)
+        self._packs.forget()
+        self._bodies.reload()
+        self._outbox.forget()
+
+    def _redo(self) -> None:
+        steps, self._steps = self._steps, []
+        reserved = self._state.next_inode
+        self._broken = True
+        if self._database.in_transaction:
+            self._database.execute("ROLLBACK")
+        self._reload()
+        self._state.next_inode = max(self._state.next_inode, reserved)
+        self._broken = False
+        try:
+            for step in steps:
+                step()
+        except BaseException:
+            self._broken = True
+            raise
+
+    # Inodes and names
+
+    def reserve_inode(self) -> int:
+        """A number that no inode has had. If no Make is logged for it, it may come again after a crash."""
+        ino = self._state.next_inode
+        self._state.next_inode = ino + 1
+        return ino
+
+    @translated
+    def inode(self, ino: int) -> Inode | None:
+        return self._tree.inode(ino)
+
+    @translated
+    def lookup(self, parent: int, name: bytes) -> int | None:
+        """The inode of a name, or None."""
+        return self._tree.lookup(parent, name)
+
+    @translated
+    def parent_of(self, ino: int) -> int:
+        """The directory in which a directory lies; the root's is the root. Raises Missing."""
+        return self._tree.parent_of(ino)
+
+    @translated
+    def entries(self, parent: int, after_cookie: int = 0, limit: int = 1000) -> list[Entry]:
+        """Up to `limit` entries whose cookie is above `after_cookie`, by cookie. No `.` and `..`.
+
+        A name keeps its cookie when it is renamed within its directory or replaced by a rename.
+        """
+        return self._tree.entries(parent, after_cookie, limit)
+
+    @property
+    def last_cookie(self) -> int:
+        """The highest cookie given so far: a listing that stops there ends, whatever is created meanwhile."""
+        return self._state.next_cookie - 1
+
+    @translated
+    def has_entries(self, parent: int) -> bool:
+        return self._tree.has_entries(parent)
+
+    @translated
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        return self._tree.xattr(ino, name)
+
+    @translated
+    def xattrs(self, ino: int) -> list[bytes]:
+        """Names of an inode's extended attributes, sorted."""
+        return self._tree.xattrs(ino)
+
+    @translated
+    def orphans(self) -> list[int]:
+        """Inodes without a name, which a Drop ends; ascending."""
+        return self._tree.orphans()
+
+    # Data
+
+    @translated
+    def extents(self, ino: int, start: int, end: int) -> list[Extent]:
+        """Extents that overlap [start, end), whole (not clipped), by start; gaps read as zeros."""
+        return self._bodies.extents(ino, start, end)
+
+    @translated
+    def pack(self, pack_ref: int) -> Pack:
+        """Raises Missing for a reference that this store never gave."""
+        return self._packs.pack(pack_ref)
+
+    @translated
+    def find_pack(self, pack_id: bytes) -> int | None:
+        return self._packs.find_pack(pack_id)
+
+    @translated
+    def find_convergent(self, key_hash: bytes) -> int | None:
+        """The convergent pack of known content, by `key_hash(key)`; garbage is found as well."""
+        return self._packs.find_convergent(key_hash)
+
+    @translated
+    def garbage(self, limit: int = 1000) -> list[Garbage]:
+        """Packs that nothing refers to, longest dead first. A Commit that names one takes it back."""
+        return self._packs.garbage(limit)
+
+    def totals(self) -> Totals:
+        """Kept up to date with every operation; costs nothing."""
+        return self._state.totals()
+
+    # What still has to be shipped, and small values
+
+    @translated
+    def outbox(self, after: int, limit_bytes: int) -> list[tuple[int, bytes]]:
+        """Encoded operations with numbers above `after`, in order: at least one if there is any, else
+        as many as fit into `limit_bytes`. Successive Writes to one inode are one, under the last number.
+        """
+        return self._outbox.rows(after, limit_bytes)
+
+    @translated
+    def drop_outbox(self, up_to: int) -> None:
+        """Forget what was shipped, in the open transaction."""
+        self._change(partial(self._outbox.drop, up_to), partial(self.drop_outbox, up_to))
+
+    @translated
+    def get_value(self, name: str) -> bytes | None:
+        return schema.get_value(self._database, name)
+
+    @translated
+    def set_value(self, name: str, value: bytes) -> None:
+        """Keep a small value, in the open transaction."""
+        self._change(
+            partial(schema.set_value, self._database, name, value), partial(self.set_value, name, value)
+        )
+
+    @translated
+    def check(self) -> list[str]:
+        """Read everything and name each broken invariant of SPEC.md; empty when all is well. Slow."""
+        return find_problems(self._database, self._state)

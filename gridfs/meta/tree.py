@@ -1,0 +1,135 @@
+"""The tree as it stands: reading inodes, names and attributes, and what operations expect of them.
+
+Nothing in here changes anything.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import Any, NamedTuple
+
+import apsw
+
+from gridfs.meta.operations import NAME_BYTES_MAX
+from gridfs.meta.rows import ROOT, Entry, Inode
+from storage.errors import Corrupt, Missing
+
+DEPTH_MAX = 100_000
+"""Directories above each other; more means a ring in a damaged database."""
+
+
+class Name(NamedTuple):
+    """An entry as it stands."""
+
+    parent: int
+    name: bytes
+    ino: int
+    cookie: int
+    type: int
+
+    @property
+    def is_directory(self) -> bool:
+        return self.type == stat.S_IFDIR
+
+
+class Tree:
+    """Reads the tables `inode`, `entry` and `xattr`."""
+
+    def __init__(self, database: apsw.Connection) -> None:
+        self._database = database
+
+    def inode(self, ino: int) -> Inode | None:
+        row: Any = self._database.execute(
+            "SELECT mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, held"
+            " FROM inode WHERE ino = ?",
+            (ino,),
+        ).fetchone()
+        if row is None:
+            return None
+        mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, held = row
+        # While a cut is being worked off, more is held than the file has bytes.
+        blocks = (min(held, size) + 511) // 512
+        return Inode(
+            ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target or b"", blocks
+        )  # fmt: skip
+
+    def lookup(self, parent: int, name: bytes) -> int | None:
+        ino = self._database.execute(
+            "SELECT ino FROM entry WHERE parent = ? AND name = ?", (parent, name)
+        ).get
+        return None if ino is None else int(ino)
+
+    def parent_of(self, ino: int) -> int:
+        parent = self._database.execute("SELECT parent FROM inode WHERE ino = ?", (ino,)).get
+        if parent is None:
+            raise Missing(f"inode {ino} is not a directory")
+        return int(parent)
+
+    def entries(self, parent: int, after_cookie: int, limit: int) -> list[Entry]:
+        rows = self._database.execute(
+            "SELECT cookie, name, ino, type FROM entry WHERE parent = ? AND cookie > ?"
+            " ORDER BY cookie LIMIT ?",
+            (parent, after_cookie, limit),
+        )
+        return [Entry(*row) for row in rows]
+
+    def has_entries(self, parent: int) -> bool:
+        return bool(
+            self._database.execute("SELECT EXISTS (SELECT 1 FROM entry WHERE parent = ?)", (parent,)).get
+        )
+
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        row = self._database.execute(
+            "SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def xattrs(self, ino: int) -> list[bytes]:
+        rows = self._database.execute("SELECT name FROM xattr WHERE ino = ? ORDER BY name", (ino,))
+        return [name for (name,) in rows]
+
+    def orphans(self) -> list[int]:
+        rows = self._database.execute("SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino")
+        return [ino for (ino,) in rows]
+
+    # What an operation expects; each raises Corrupt
+
+    def required(self, what: str, ino: int) -> Inode:
+        inode = self.inode(ino)
+        if inode is None:
+            raise Corrupt(f"{what}: there is no inode {ino}")
+        return inode
+
+    @staticmethod
+    def must_be_file(what: str, inode: Inode) -> None:
+        if not stat.S_ISREG(inode.mode):
+            raise Corrupt(f"{what}: inode {inode.ino} is not a regular file")
+
+    def free_name(self, what: str, parent: int, name: bytes) -> None:
+        """The directory is there and linked, the name is a name, and nobody has it."""
+        if not 1 <= len(name) <= NAME_BYTES_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
+            raise Corrupt(f"{what}: {name!r} is not a name")
+        row = self._database.execute("SELECT mode, nlink FROM inode WHERE ino = ?", (parent,)).fetchone()
+        if row is None or not stat.S_ISDIR(row[0]) or not row[1]:
+            raise Corrupt(f"{what}: inode {parent} is not a directory that takes names")
+        if self.lookup(parent, name) is not None:
+            raise Corrupt(f"{what}: inode {parent} has the name {name!r} already")
+
+    def entry(self, what: str, parent: int, name: bytes, ino: int) -> Name:
+        row = self._database.execute(
+            "SELECT parent, name, ino, cookie, type FROM entry WHERE parent = ? AND name = ?", (parent, name)
+        ).fetchone()
+        if row is None or row[2] != ino:
+            raise Corrupt(f"{what}: {name!r} in inode {parent} is not inode {ino}")
+        return Name(*row)
+
+    def no_names_in(self, what: str, entry: Name) -> None:
+        if entry.is_directory and self.has_entries(entry.ino):
+            raise Corrupt(f"{what}: directory {entry.ino} is not empty")
+
+    def no_descent(self, ino: int, parent: int) -> None:
+        """`parent` does not lie in or below the directory `ino`."""
+        while parent != ROOT:
+            if parent == ino:
+                raise Corrupt(f"rename: directory {ino} would lie in itself")
+            parent = self.parent_of(parent)

@@ -1,0 +1,126 @@
+"""A mount daemon: the file system, its FUSE session and its control socket, from mount to the last byte.
+
+The session ends when the mount point is unmounted, by whatever means, or on SIGTERM. The daemon then
+goes on until everything is in the grid, or a new mount asks it to leave the rest to the spool.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from gridfs.assembly import MountOptions, Parts, open_filesystem
+from gridfs.codec.keys import KeyTree
+from gridfs.control.server import ControlServer
+from gridfs.fuse.session import Session, SessionConfig, tune_allocator
+from gridfs.grid.roster import Roster
+from gridfs.home import Config, Home
+from gridfs.report import mount_report
+from gridfs.system import system_machine
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """All a daemon needs; gathered before it goes into the background."""
+
+    home: Home
+    config: Config
+    roster: Roster
+    keys: KeyTree
+    mountpoint: str
+    options: MountOptions
+
+
+def run_daemon(request: MountRequest, ready: Callable[[], None]) -> None:
+    """Mount and serve until unmounted and drained. `ready` is called once it is mounted.
+
+    Raises what `open_filesystem` raises, and RuntimeError where libfuse cannot mount.
+    """
+    tune_allocator()
+    try:
+        trio.run(_run, request, ready, strict_exception_groups=False)
+    except BaseExceptionGroup as group:
+        # The first one is the cause; what the nursery cancelled after it tells nothing.
+        raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _run(request: MountRequest, ready: Callable[[], None]) -> None:
+    home = request.home
+    async with open_filesystem(
+        system_machine(),
+        request.config,
+        request.roster,
+        request.keys,
+        home.database_path,
+        home.spool_path,
+        request.options,
+    ) as parts:
+        session = Session(
+            parts.files,
+            SessionConfig(
+                mountpoint=request.mountpoint,
+                source=str(home.folder),
+                read_only=request.options.read_only,
+                allow_other=request.options.allow_other,
+                attr_timeout_s=request.options.attr_timeout_s,
+            ),
+        )
+        state = {"mounted": True}
+
+        def status() -> dict[str, Any]:
+            return mount_report(parts, request, mounted=state["mounted"])
+
+        control = ControlServer(home, parts.files, status)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(control.run)
+            session.open()
+            home.note_holder(request.mountpoint)
+            nursery.start_soon(_stop_on_signal, session)
+            try:
+                async with trio.open_nursery() as serving:
+                    await serving.start(session.serve)
+                    logger.info("mounted at %s by process %d", request.mountpoint, os.getpid())
+                    ready()
+            finally:
+                session.close()
+                state["mounted"] = False
+            logger.info("unmounted; %d bytes are left to upload", parts.files.dirty_bytes)
+            if not request.options.read_only:
+                await _drain(parts, control)
+            nursery.cancel_scope.cancel()
+    logger.info("ended")
+
+
+async def _drain(parts: Parts, control: ControlServer) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def leave() -> None:
+            await control.yielded.wait()
+            logger.info("a new mount takes over what is left")
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(leave)
+        await parts.files.drain()
+        nursery.cancel_scope.cancel()
+
+
+async def _stop_on_signal(session: Session) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            logger.info("signal %d: unmounting", number)
+            session.stop()

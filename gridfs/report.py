@@ -1,0 +1,94 @@
+"""What `gridfs status` tells, as plain values and in words."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from gridfs.assembly import Parts
+
+if TYPE_CHECKING:
+    from gridfs.mounting import MountRequest
+
+
+def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[str, Any]:
+    """The whole state of a mount; every value can go into JSON. Documented in README's section on status."""
+    config = request.config
+    totals = parts.log.metadata.totals()
+    uploads = parts.uploader.statistics()
+    reads = parts.downloader.statistics()
+    servers = [_server(parts, server.server_id) for server in parts.roster]
+    return {
+        "file_system": str(request.home.folder),
+        "mountpoint": request.mountpoint,
+        "mounted": mounted,
+        "pid": os.getpid(),
+        "k": config.k,
+        "n": config.n,
+        "happy": config.happy,
+        "quorum": config.quorum,
+        "fsync": request.options.fsync,
+        "servers": servers,
+        "health": _health(parts, servers),
+        "space": {
+            "total_bytes": parts.capacity.space.total,
+            "free_bytes": parts.capacity.space.free,
+            "spool_bytes": parts.log.spool.disk_bytes,
+            "spool_limit_bytes": request.options.spool_bytes,
+        },
+        "files": totals.files,
+        "directories": totals.directories,
+        "bytes": totals.bytes,
+        "packs": totals.packs,
+        "live_bytes": totals.live_bytes,
+        "missing_shares": totals.missing_shares,
+        "dirty_bytes": parts.dirty.bytes,
+        "in_flight_bytes": parts.writer.sealed_bytes,
+        "operations": parts.log.number,
+        "operations_shipped": parts.journal.up_to,
+        "readv": reads.requests.__dict__ if hasattr(reads.requests, "__dict__") else _slots(reads.requests),
+        "reads": _slots(reads.reads),
+        "uploads": _slots(uploads),
+    }
+
+
+def _slots(record: object) -> dict[str, Any]:
+    names = getattr(type(record), "__slots__", ())
+    values = {name: getattr(record, name) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
+
+
+def _server(parts: Parts, server_id: bytes) -> dict[str, Any]:
+    client = parts.clients[server_id]
+    info = parts.capacity.infos.get(server_id)
+    statistics = client.statistics()
+    return {
+        "name": parts.roster.name(server_id),
+        "id": server_id.hex(),
+        "state": client.state,
+        "shares": info.shares if info else None,
+        "share_bytes": info.share_bytes if info else None,
+        "free_bytes": info.space.free if info else None,
+        "sync": info.sync_policy if info else None,
+        "requests": dict(statistics.requests),
+        "bytes_in": statistics.bytes_in,
+        "bytes_out": statistics.bytes_out,
+    }
+
+
+def _health(parts: Parts, servers: list[dict[str, Any]]) -> str:
+    """One sentence: what works and what does not."""
+    down = [server for server in servers if server["state"].startswith(("unreachable", "refused"))]
+    trouble = parts.files.trouble()
+    taken = parts.journal.taken_over
+    if taken:
+        return f"read-only: {taken}"
+    missing = parts.log.metadata.totals().missing_shares
+    owed = f"; {missing} shares are owed to servers that were down" if missing else ""
+    if trouble:
+        left = parts.dirty.bytes
+        return f"writes wait in the spool ({left} bytes): {trouble}{owed}"
+    if down:
+        names = ", ".join(server["name"] for server in down)
+        return f"reads and writes go on without {names}{owed}"
+    return f"all servers answer{owed}"

@@ -1,0 +1,167 @@
+"""Append-only files of checksummed entries: written in batches, scanned after a crash, cut at a torn tail.
+
+All calls are synchronous and belong in a worker thread where they touch the disk. One writer at a time. A
+failed write is cut off again, so that no entry is ever found later that was not acknowledged; where even
+that fails the file refuses every further write until the process starts anew.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+
+from storage.errors import Corrupt, Exhausted, StorageError, Unavailable
+from storage.format.entry import (
+    ENTRY_MAGIC,
+    FILE_HEADER_SIZE,
+    HEAD_MAX,
+    PAYLOAD_MAX,
+    Entry,
+    decode_file_header,
+    decode_head,
+    encode_entry,
+    encode_file_header,
+)
+from storage.ports import Buffer, Disk, File
+
+SEARCH_WINDOW = 1024 * 1024
+
+
+def disk_error(error: OSError, what: str) -> StorageError:
+    """The error for a caller: Exhausted where the disk is full, Unavailable where it fails."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Exhausted(f"{what}: the disk is full")
+    return Unavailable(f"{what}: {error.strerror or error}")
+
+
+def read_exactly(file: File, offset: int, length: int) -> bytearray:
+    """`length` bytes from `offset`, fewer only at the end of the file."""
+    buffer = bytearray(length)
+    got = file.read_into(memoryview(buffer), offset)
+    del buffer[got:]
+    return buffer
+
+
+class AppendBatch:
+    """Entries that will follow each other at the end of a file, in one write."""
+
+    def __init__(self, file_number: int, offset: int) -> None:
+        self._file_number = file_number
+        self.offset = offset
+        self.end = offset
+        self.parts: list[Buffer] = []
+
+    def add(self, kind: int, fields: bytes, payload: Sequence[Buffer] = ()) -> Entry:
+        """Put an entry at the end. The payload's parts are not copied and must stay as they are."""
+        entry, head = encode_entry(self._file_number, self.end, kind, fields, payload)
+        self.parts.append(head)
+        self.parts.extend(payload)
+        self.end = entry.end
+        return entry
+
+
+class AppendFile:
+    """One append-only file and the place where its next entry goes."""
+
+    def __init__(self, file: File, number: int, end: int) -> None:
+        self.file = file
+        self.number = number
+        self.end = end
+        self._broken: str | None = None
+
+    @classmethod
+    def create(cls, disk: Disk, path: str, magic: bytes, number: int) -> AppendFile:
+        """Make a new file, synced; its name is durable after `sync_directory`."""
+        file = disk.open(path, create=True)
+        try:
+            file.resize(0)
+            file.write_at([encode_file_header(magic, number)], 0)
+            file.sync()
+        except BaseException:
+            file.close()
+            raise
+        return cls(file, number, FILE_HEADER_SIZE)
+
+    @classmethod
+    def open(cls, disk: Disk, path: str, magic: bytes) -> AppendFile:
+        """Open one that exists; its end is the file's. Raises Corrupt or Refused for a strange header."""
+        file = disk.open(path)
+        try:
+            number = decode_file_header(magic, read_exactly(file, 0, FILE_HEADER_SIZE))
+            return cls(file, number, file.size())
+        except BaseException:
+            file.close()
+            raise
+
+    def batch(self) -> AppendBatch:
+        return AppendBatch(self.number, self.end)
+
+    def write(self, batch: AppendBatch, *, sync: bool) -> None:
+        """Append a batch made by `batch()` since the last write; durable on return with `sync`.
+
+        Raises Exhausted or Unavailable; then nothing of it stays.
+        """
+        if self._broken:
+            raise Unavailable(self._broken)
+        if batch.offset != self.end:
+            raise ValueError("batch was made for another end of the file")
+        try:
+            self.file.write_at(batch.parts, batch.offset)
+            if sync:
+                self.file.sync()
+        except OSError as error:
+            try:
+                self.cut(self.end)
+            except OSError as second:
+                # What the disk holds behind the end is now unknown, so nothing may follow it.
+                self._broken = f"disk failed ({second.strerror}); the server must be started anew"
+            raise disk_error(error, "append") from error
+        self.end = batch.end
+
+    def cut(self, end: int) -> None:
+        """Drop what lies from `end` on, durably."""
+        self.file.resize(end)
+        self.file.sync()
+        self.end = end
+
+    def scan(self, start: int = FILE_HEADER_SIZE) -> Iterator[tuple[Entry, bytearray | None]]:
+        """Entries from `start` with their payloads; None for a payload that is rotten or torn.
+
+        Where no head is, the scan goes on at the next one that fits its sum and place: entries behind a
+        torn or rotten one are whole, and taking them in does no harm where nobody was told of them.
+        """
+        size = self.file.size()
+        entry = self._head_from(start, size)
+        while entry is not None:
+            yield entry, self.payload(entry)
+            entry = self._head_from(entry.end, size)
+
+    def _head_from(self, offset: int, size: int) -> Entry | None:
+        """The entry at `offset`, or else the first one behind it."""
+        if offset >= size:
+            return None
+        try:
+            return decode_head(self.number, offset, read_exactly(self.file, offset, HEAD_MAX))
+        except Corrupt:
+            offset += 1
+        while offset < size:
+            window = read_exactly(self.file, offset, SEARCH_WINDOW)
+            found = window.find(ENTRY_MAGIC)
+            while found >= 0:
+                try:
+                    head = read_exactly(self.file, offset + found, HEAD_MAX)
+                    return decode_head(self.number, offset + found, head)
+                except Corrupt:
+                    found = window.find(ENTRY_MAGIC, found + 1)
+            # Windows overlap, so that a magic on the edge is not missed.
+            offset += SEARCH_WINDOW - len(ENTRY_MAGIC) + 1
+        return None
+
+    def payload(self, entry: Entry) -> bytearray | None:
+        """The payload of an entry of this file; None where it is rotten or torn."""
+        assert entry.payload_length <= PAYLOAD_MAX
+        payload = read_exactly(self.file, entry.payload_offset, entry.payload_length)
+        return payload if len(payload) == entry.payload_length and entry.payload_ok(payload) else None
+
+    def close(self) -> None:
+        self.file.close()

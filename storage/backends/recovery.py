@@ -1,0 +1,145 @@
+"""Opening a share directory: the index follows the log to its end, and files follow the index.
+
+After a clean stop there is nothing to follow. After a crash the log's tail, since the index was last made
+durable, is applied again; committed shares that still lie in `incoming` get their names; what nothing
+speaks of is removed. An index that is missing, unfinished or unreadable is made anew from all volumes and
+files. Synchronous: runs in a worker thread before anything else uses the directory.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from storage.appendfile import disk_error
+from storage.backends.changes import Kind
+from storage.backends.index import NAME as INDEX_NAME
+from storage.backends.index import Logged, Place, Position, ShareIndex
+from storage.backends.marker import claim_directory
+from storage.backends.port import ShareKey
+from storage.backends.sharefiles import ShareFiles
+from storage.backends.volumes import Volumes
+from storage.errors import Corrupt
+from storage.ports import Disk
+
+_LOGGER = logging.getLogger(__name__)
+_CHUNK = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDirectory:
+    """A share directory in one piece; its index still has to be checkpointed."""
+
+    index: ShareIndex
+    volumes: Volumes
+    files: ShareFiles
+
+    def close(self) -> None:
+        self.index.close()
+        self.volumes.close()
+
+
+def open_directory(disk: Disk, directory: str, server_id: bytes, volume_size_max: int) -> OpenDirectory:
+    """Open and recover, or make a new one.
+
+    Raises Refused (another server's, an unknown version), Conflict (in use), Corrupt, Unavailable, Exhausted.
+    """
+    try:
+        claim_directory(disk, directory, server_id)
+        files = ShareFiles(disk, directory)
+        files.open()
+        index = _open_index(disk, directory)
+        volumes = Volumes(disk, directory, volume_size_max)
+        opened = OpenDirectory(index, volumes, files)
+        try:
+            volumes.open()
+            _Recovery(opened).run()
+            volumes.begin()
+            index.complete(volumes.position)
+            disk.sync_directory(directory)
+        except BaseException:
+            opened.close()
+            raise
+    except OSError as error:
+        raise disk_error(error, f"open {directory}") from error
+    return opened
+
+
+def _open_index(disk: Disk, directory: str) -> ShareIndex:
+    try:
+        return ShareIndex(disk, directory)
+    except Corrupt as error:
+        _LOGGER.error("%s; it is made anew from volumes and files", error)
+    for name in disk.names(directory):
+        if name.startswith(INDEX_NAME):
+            disk.remove(f"{directory}/{name}")
+    return ShareIndex(disk, directory)
+
+
+class _Recovery:
+    def __init__(self, opened: OpenDirectory) -> None:
+        self._index = opened.index
+        self._volumes = opened.volumes
+        self._files = opened.files
+        self._serials: dict[ShareKey, int] = {}
+        self._written: dict[ShareKey, None] = {}
+        self._gone: dict[ShareKey, None] = {}
+
+    def run(self) -> None:
+        position = self._index.position()
+        self._follow(position or Position(0, 0), remember=position is not None)
+        if position is None:
+            self._adopt_all()
+            self._find_strays()
+        else:
+            self._adopt_written()
+        # Only now: a share that was released and put again has its newer file under the same name.
+        for key in self._gone:
+            if self._index.place(key) is None:
+                self._files.remove(key)
+        if count := self._files.clear_incoming():
+            _LOGGER.info("%d unfinished shares removed", count)
+
+    def _follow(self, start: Position, *, remember: bool) -> None:
+        chunk: list[Logged] = []
+        reached = start
+        for logged, reached in self._volumes.replay(start):
+            chunk.append(logged)
+            change = logged.change
+            if change.kind == Kind.FILE:
+                if remember:
+                    self._written[change.key] = None
+                if self._files.is_leftover(change.key, change.serial):
+                    self._serials[change.key] = change.serial
+            if len(chunk) == _CHUNK:
+                self._apply(chunk, reached)
+                chunk = []
+        self._apply(chunk, reached)
+
+    def _apply(self, chunk: list[Logged], reached: Position) -> None:
+        for key, place in self._index.apply(chunk, reached):
+            if place.volume == 0:
+                self._gone[key] = None
+
+    def _adopt(self, key: ShareKey, length: int) -> bool:
+        if self._files.adopt(key, self._serials.get(key), length):
+            return True
+        _LOGGER.error("share %s.%d is lost: its file is missing", key.pack_id.hex()[:16], key.number)
+        return False
+
+    def _adopt_written(self) -> None:
+        for key in self._written:
+            place = self._index.place(key)
+            if place and place.volume == 0 and not self._adopt(key, place.length):
+                self._index.forget(key)
+
+    def _adopt_all(self) -> None:
+        lost = [key for key, length in self._index.own_files() if not self._adopt(key, length)]
+        for key in lost:
+            self._index.forget(key)
+
+    def _find_strays(self) -> None:
+        """Shares whose entries have rotted away: kept, though nobody is known to need them."""
+        for key, size in self._files.placed():
+            if key not in self._gone and self._index.place(key) is None:
+                self._index.put(key, Place(0, 0, size))

@@ -1,0 +1,296 @@
+"""`StorageClient`: one server, its one connection, and the operations of the wire as methods.
+
+Any number of tasks may call at once. The connection is made on the first call; when it cannot be made or is
+lost, the client tries again by itself with growing, jittered pauses, and calls fail at once with what went
+wrong last (Unavailable, or Refused for a wrong key or secret) until an attempt succeeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import trio
+
+from storage.client.connection import Connection, open_connection
+from storage.client.records import ClientConfig, ClientStatistics, ServerInfo, SharePut, Span
+from storage.errors import Refused, StorageError, Unavailable
+from storage.headlog import HeadRecord
+from storage.ports import Buffer, Entropy, Network, Space
+from storage.wire import messages as wire
+from storage.wire.frames import Traffic
+from storage.wire.url import Access
+
+Stamp = tuple[int, int]
+"""(epoch, sequence) of the record under which a lease is asserted or given up."""
+
+R = TypeVar("R", bound=wire.Reply)
+
+
+class StorageClient:
+    """One server as its clients see it. `run` must be running while anything is called."""
+
+    def __init__(
+        self, access: Access, network: Network, entropy: Entropy, config: ClientConfig | None = None
+    ) -> None:
+        self.access = access
+        self._network = network
+        self._entropy = entropy
+        self._config = config or ClientConfig()
+        self._statistics = ClientStatistics()
+        self._connection: Connection | None = None
+        self._failure: StorageError | None = None
+        self._wanted = trio.Event()
+        self._changed = trio.Event()
+
+    @property
+    def server_id(self) -> bytes:
+        return self.access.server_id
+
+    @property
+    def state(self) -> str:
+        """ "idle" (not asked yet), "connecting", "connected", "unreachable: ..." or "refused: ..."."""
+        if self._connection is not None:
+            return "connected"
+        if self._failure is not None:
+            word = "refused" if isinstance(self._failure, Refused) else "unreachable"
+            return f"{word}: {self._failure}"
+        return "connecting" if self._wanted.is_set() else "idle"
+
+    def statistics(self) -> ClientStatistics:
+        """The live counters; not a copy."""
+        self._statistics.pending = self._connection.pending if self._connection is not None else 0
+        return self._statistics
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the connection until cancelled. Starts at once, without waiting for the server."""
+        task_status.started()
+        attempts = 0
+        try:
+            while True:
+                await self._wanted.wait()
+                opened_at = trio.current_time()
+                try:
+                    async with open_connection(
+                        self.access, self._network, self._entropy, self._config, self._statistics
+                    ) as connection:
+                        opened_at = trio.current_time()
+                        self._report(connection, None)
+                        await connection.run()
+                except StorageError as error:
+                    failure = error
+                lost = self._connection is not None
+                if lost and trio.current_time() - opened_at >= self._config.settled_s:
+                    # It worked and was lost: callers wait for one attempt that is made at once.
+                    attempts = 0
+                    self._report(None, None)
+                else:
+                    self._report(None, failure)
+                    await trio.sleep(self._pause(attempts))
+                    attempts += 1
+        finally:
+            self._report(None, Unavailable("the client was stopped"))
+
+    async def readv(
+        self, spans: Sequence[Span], destinations: Sequence[memoryview], traffic: Traffic
+    ) -> list[int]:
+        """Read all spans with one request, each straight into its destination (writable, of its length).
+
+        Returns the bytes got per span: fewer than asked at the end of a share, 0 without such a share.
+        Cancelled or failed, it leaves the destinations half filled but never touches them afterwards.
+        Raises Unavailable; Refused for more than READV_SPANS_MAX spans or READV_SIZE_MAX bytes.
+        """
+        request, size = _read_request(spans, destinations)
+        if not spans:
+            return []
+        reply = await self._ask(wire.ReadReply, request, traffic, destinations=destinations, reply=size)
+        lengths = [span.length for span in spans] if reply.lengths is None else reply.lengths
+        self._statistics.bytes_in += sum(lengths)
+        return lengths
+
+    async def put(
+        self, shares: Sequence[SharePut], file_system: bytes, stamp: Stamp, traffic: Traffic
+    ) -> list[bool]:
+        """Store shares with one request and lease them; durable by the server's sync policy on return.
+
+        True per share that is new, False where the server had it (then it is leased all the same).
+        Idempotent. Raises Unavailable, Corrupt (a share does not fit its pack id), Exhausted (no room) or
+        Refused (also for more than SHARES_MAX shares or PUT_SIZE_MAX bytes).
+        """
+        if not shares:
+            return []
+        sizes = [sum(memoryview(part).nbytes for part in share.parts) for share in shares]
+        entries = [
+            wire.PutShare(share.pack_id, share.number, size)
+            for share, size in zip(shares, sizes, strict=True)
+        ]
+        body: list[Buffer] = [part for share in shares for part in share.parts]
+        request = wire.Put(file_system, stamp[0], stamp[1], entries)
+        reply = await self._ask(wire.FlagsReply, request, traffic, body=body, body_size=sum(sizes))
+        self._statistics.bytes_out += sum(sizes)
+        return _flags(reply, shares)
+
+    async def have(
+        self,
+        keys: Sequence[tuple[bytes, int]],
+        file_system: bytes,
+        stamp: Stamp,
+        traffic: Traffic = Traffic.UPLOAD,
+    ) -> list[bool]:
+        """Which of (pack id, number) the server has; those are leased under the stamp. Idempotent."""
+        if not keys:
+            return []
+        request = wire.Have(file_system, stamp[0], stamp[1], [wire.Key(*key) for key in keys])
+        return _flags(await self._ask(wire.FlagsReply, request, traffic), keys)
+
+    async def release(
+        self,
+        keys: Sequence[tuple[bytes, int]],
+        file_system: bytes,
+        stamp: Stamp,
+        traffic: Traffic = Traffic.UPLOAD,
+    ) -> list[bool]:
+        """Give up the leases older than the stamp; False where a newer one stays. Idempotent."""
+        if not keys:
+            return []
+        request = wire.Release(file_system, stamp[0], stamp[1], [wire.Key(*key) for key in keys])
+        return _flags(await self._ask(wire.FlagsReply, request, traffic), keys)
+
+    async def head_claim(
+        self, log: bytes, verifying_key: bytes, epoch: int, mount_id: bytes
+    ) -> tuple[int, bytes, HeadRecord | None]:
+        """Ask to be the log's writer; returns (promised epoch, its mount id, newest record).
+
+        Raises Conflict where a higher epoch, or this one to another mount, was promised. Idempotent.
+        """
+        request = wire.HeadClaim(log, verifying_key, epoch, mount_id)
+        reply = await self._ask(wire.ClaimReply, request, Traffic.HEAD)
+        return reply.epoch, reply.mount_id, None if reply.newest is None else _record(reply.newest)
+
+    async def head_append(self, log: bytes, record: HeadRecord) -> None:
+        """Append one signed record; durable on return. Idempotent. Raises Conflict, Refused, Exhausted."""
+        await self._ask(wire.DoneReply, wire.HeadAppend(log, _entry(record)), Traffic.HEAD)
+
+    async def head_read(self, log: bytes, after: Stamp | None, limit_bytes: int) -> list[HeadRecord]:
+        """Records after (epoch, sequence), oldest first, until `limit_bytes` of payload are reached.
+
+        An empty list says that there are none. Longer lists take several requests.
+        """
+        records: list[HeadRecord] = []
+        room = limit_bytes
+        while room > 0:
+            limit = min(room, wire.HEAD_READ_SIZE_MAX)
+            request = wire.HeadRead(log, None if after is None else wire.Position(*after), limit)
+            reply = await self._ask(wire.RecordsReply, request, Traffic.HEAD)
+            if not reply.records:
+                break
+            records += map(_record, reply.records)
+            after = (records[-1].epoch, records[-1].sequence)
+            room -= sum(len(entry.payload) for entry in reply.records)
+        return records
+
+    async def head_trim(self, log: bytes, before: Stamp, signature: bytes) -> None:
+        """Drop records before (epoch, sequence), if the signature allows it. Idempotent."""
+        request = wire.HeadTrim(log, wire.Position(*before), signature)
+        await self._ask(wire.DoneReply, request, Traffic.HEAD)
+
+    async def info(self) -> ServerInfo:
+        """Version, sync policy and space of the server."""
+        reply = await self._ask(wire.InfoReply, wire.Info(), Traffic.DEMAND)
+        space = Space(total=reply.space_total, free=reply.space_free)
+        return ServerInfo(reply.version, reply.sync_policy, space, reply.shares, reply.share_bytes)
+
+    async def _ask(
+        self,
+        reply_type: type[R],
+        request: wire.Request,
+        traffic: Traffic,
+        *,
+        body: Sequence[Buffer] = (),
+        body_size: int = 0,
+        destinations: Sequence[memoryview] = (),
+        reply: int = 0,
+    ) -> R:
+        payload = wire.encode_request(request)
+        if body_size > wire.PUT_SIZE_MAX:
+            raise Refused(f"a request may carry {wire.PUT_SIZE_MAX} bytes, not {body_size}")
+        try:
+            connection = await self._connected()
+            counters = self._statistics
+            kind = wire.request_name(request)
+            counters.requests[kind] = counters.requests.get(kind, 0) + 1
+            counters.traffic[traffic] = counters.traffic.get(traffic, 0) + 1
+            answer = await connection.ask(payload, traffic, body, body_size, destinations, reply)
+            if not isinstance(answer, reply_type):
+                error = Unavailable("the server breaks the protocol: it answered another question")
+                connection.fail(error)
+                raise error
+        except StorageError:
+            self._statistics.failures += 1
+            raise
+        except trio.Cancelled:
+            self._statistics.cancelled += 1
+            raise
+        return answer
+
+    async def _connected(self) -> Connection:
+        """The connection; waits while a first or an immediate second attempt to connect is under way."""
+        self._wanted.set()
+        while self._connection is None:
+            if self._failure is not None:
+                raise type(self._failure)(str(self._failure))
+            await self._changed.wait()
+        return self._connection
+
+    def _report(self, connection: Connection | None, failure: StorageError | None) -> None:
+        self._connection = connection
+        self._failure = failure
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _pause(self, attempts: int) -> float:
+        """Doubling from one attempt to the next, and spread by half, so that clients do not come in step."""
+        config = self._config
+        longest: float = min(config.retry_s_max, config.retry_s_min * 2.0 ** min(attempts, 30))
+        return longest * (0.5 + int.from_bytes(self._entropy.token(2)) / 131072)
+
+
+def _read_request(spans: Sequence[Span], destinations: Sequence[memoryview]) -> tuple[wire.Readv, int]:
+    """Group neighbours of the same share; their order, which is the order of the reply, stays."""
+    if len(spans) > wire.READV_SPANS_MAX:
+        raise Refused(f"a readv may have {wire.READV_SPANS_MAX} spans, not {len(spans)}")
+    reads: list[wire.ShareRead] = []
+    size = 0
+    last: tuple[bytes, int] | None = None
+    ranges: list[int] = []
+    for span, destination in zip(spans, destinations, strict=True):
+        if destination.nbytes != span.length:
+            raise ValueError("a destination must be as long as its span")
+        key = (span.pack_id, span.number)
+        if key != last:
+            ranges = []
+            reads.append(wire.ShareRead(span.pack_id, span.number, ranges))
+            last = key
+        ranges += (span.offset, span.length)
+        size += span.length
+    if size > wire.READV_SIZE_MAX:
+        raise Refused(f"a readv may ask for {wire.READV_SIZE_MAX} bytes, not {size}")
+    return wire.Readv(reads), size
+
+
+def _flags(reply: wire.FlagsReply, asked: Sequence[object]) -> list[bool]:
+    if len(reply.flags) != len(asked):
+        raise Unavailable("the server breaks the protocol: it answered for other shares")
+    return reply.flags
+
+
+def _record(entry: wire.HeadEntry) -> HeadRecord:
+    return HeadRecord(
+        entry.epoch, entry.sequence, entry.previous, entry.payload, entry.signature, entry.mount_id
+    )
+
+
+def _entry(record: HeadRecord) -> wire.HeadEntry:
+    return wire.HeadEntry(
+        record.epoch, record.sequence, record.previous, record.payload, record.signature, record.mount_id
+    )

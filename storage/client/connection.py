@@ -1,0 +1,370 @@
+"""One connection of a client: the hello, requests under way, their credits and their answers.
+
+Two tasks, a receiver and a sender (`storage.transport.link`), and the callers of `ask`. Between awaits the
+table of requests is whole: a request is in it from the moment it is queued until its last frame has come,
+also when its caller is gone, because only then the server gives its credits back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from storage.client.credit import Credit
+from storage.client.records import QUEUE_FACTOR, ClientConfig, ClientStatistics
+from storage.errors import Refused, StorageError, Unavailable
+from storage.identity import verify
+from storage.ports import Buffer, ByteStream, Entropy, Network
+from storage.transport.link import FrameReceiver, FrameSender, Outgoing
+from storage.wire import hello
+from storage.wire import messages as wire
+from storage.wire.frames import Frame, Kind, Traffic, encode_frame
+from storage.wire.url import Access, format_address
+
+
+class _Pending:
+    """A request under way."""
+
+    __slots__ = (
+        "asked",
+        "body_size",
+        "destinations",
+        "done",
+        "error",
+        "index",
+        "outgoing",
+        "position",
+        "progress",
+        "remaining",
+        "reply",
+        "wanted",
+    )
+
+    def __init__(self, destinations: Sequence[memoryview], asked: int, body_size: int) -> None:
+        self.destinations = destinations
+        """Where the answer's body goes; the caller's, so only touched while `wanted`."""
+        self.asked = asked
+        """Reply credit held."""
+        self.body_size = body_size
+        """Body credit held."""
+        self.done = trio.Event()
+        self.error: StorageError | None = None
+        self.reply: wire.AnyReply | None = None
+        self.outgoing: Outgoing | None = None
+        self.progress = math.inf
+        """When its silence began; not before all of it was sent."""
+        self.remaining = 0
+        """Bytes of the answer's body still to come."""
+        self.index = 0
+        self.position = 0
+        self.wanted = True
+
+    def take(self, length: int, scratch: memoryview) -> list[memoryview]:
+        """Views of the next `length` bytes of the destinations, each a new one that may be released."""
+        self.remaining -= length
+        if not self.wanted:
+            return [scratch[:length]]
+        views = []
+        while length:
+            destination = self.destinations[self.index]
+            view = destination[self.position : self.position + length]
+            if view:
+                views.append(view)
+                length -= len(view)
+            self.position += len(view)
+            if self.position == len(destination):
+                self.index += 1
+                self.position = 0
+        return views
+
+
+class Connection:
+    """An open connection after its hello."""
+
+    def __init__(self, stream: ByteStream, receiver: FrameReceiver, config: ClientConfig) -> None:
+        self._stream = stream
+        self._receiver = receiver
+        self._config = config
+        self._sender = FrameSender(stream, config.stall_s)
+        self._pending: dict[int, _Pending] = {}
+        self._number = 0
+        self._receiving = 0
+        self._heard = trio.current_time()
+        self._requests = Credit(wire.REQUESTS_WINDOW)
+        self._bodies = Credit(wire.PUT_WINDOW)
+        self._replies = Credit(wire.REPLY_WINDOW)
+        self._failure: StorageError | None = None
+        self._failed = trio.Event()
+
+    @property
+    def pending(self) -> int:
+        """Requests whose last frame has not come."""
+        return len(self._pending)
+
+    async def run(self) -> None:
+        """Send and receive until it fails, then raise why (Unavailable, or Refused for a broken protocol)."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._guard, self._receive)
+                nursery.start_soon(self._guard, self._sender.run)
+                await self._failed.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.fail(Unavailable("the client was stopped"))
+        assert self._failure is not None
+        raise self._failure
+
+    def fail(self, error: StorageError) -> None:
+        """End the connection: every caller gets this error. Idempotent, the first error counts."""
+        if self._failure is not None:
+            return
+        self._failure = error
+        self._failed.set()
+        self._stream.close()
+        for credit in (self._requests, self._bodies, self._replies):
+            credit.close(error)
+        self._receiver.revoke()
+        for pending in self._pending.values():
+            pending.wanted = False
+            pending.error = error
+            pending.done.set()
+        self._pending.clear()
+
+    async def ask(
+        self,
+        payload: bytes,
+        traffic: Traffic,
+        body: Sequence[Buffer],
+        body_size: int,
+        destinations: Sequence[memoryview],
+        asked: int,
+    ) -> wire.AnyReply:
+        """Send one request and wait for its answer; the answer's body lands in the destinations.
+
+        Raises what the server answers, and Unavailable. However it ends, neither the destinations nor, but
+        for the frame that is just being sent, the body are touched afterwards.
+        """
+        number, pending = await self._begin(payload, traffic, body, body_size, destinations, asked)
+        limit = self._config.progress_s[traffic]
+        try:
+            while not pending.done.is_set():
+                # Progress moves the deadline on; that costs nothing where it is looked at only here.
+                with trio.CancelScope(deadline=self._deadline(pending, limit)):
+                    await pending.done.wait()
+                if not pending.done.is_set() and self._deadline(pending, limit) <= trio.current_time():
+                    self._give_up(number, pending, limit)
+        except BaseException:
+            self._abandon(number, pending)
+            raise
+        if pending.error is not None:
+            raise type(pending.error)(str(pending.error))
+        assert pending.reply is not None
+        return pending.reply
+
+    async def _begin(
+        self,
+        payload: bytes,
+        traffic: Traffic,
+        body: Sequence[Buffer],
+        body_size: int,
+        destinations: Sequence[memoryview],
+        asked: int,
+    ) -> tuple[int, _Pending]:
+        """Take the credits, give the request its number and queue it."""
+        await self._requests.acquire(1, traffic)
+        taken: list[tuple[Credit, int]] = [(self._requests, 1)]
+        try:
+            for credit, amount in ((self._bodies, body_size), (self._replies, asked)):
+                await credit.acquire(amount, traffic)
+                taken.append((credit, amount))
+        except BaseException:
+            for credit, amount in taken:
+                credit.release(amount)
+            raise
+        pending = _Pending(destinations, asked, body_size)
+
+        def sent() -> None:
+            pending.progress = trio.current_time()
+
+        self._number += 1
+        number = self._number
+        pending.outgoing = Outgoing(number, traffic, Kind.REQUEST, payload, body, body_size, sent)
+        self._pending[number] = pending
+        self._sender.send_nowait(pending.outgoing)
+        return number, pending
+
+    def _deadline(self, pending: _Pending, limit: float) -> float:
+        """When the request has been silent for too long; while it is being sent, a time to look again."""
+        if pending.progress == math.inf:
+            return trio.current_time() + limit
+        return min(max(pending.progress, self._heard) + limit, pending.progress + QUEUE_FACTOR * limit)
+
+    def _give_up(self, number: int, pending: _Pending, limit: float) -> None:
+        """End a request that is silent for too long. If nothing else came either, the server hangs."""
+        error = Unavailable("the server does not answer")
+        if self._heard + limit <= trio.current_time():
+            self.fail(error)
+        else:
+            self._abandon(number, pending)
+            pending.error = error
+            pending.done.set()
+
+    def _abandon(self, number: int, pending: _Pending) -> None:
+        """The caller leaves: keep off its buffers, tell the server, the last frame comes without it."""
+        if self._pending.get(number) is not pending or not pending.wanted:
+            return
+        pending.wanted = False
+        pending.destinations = ()
+        if self._receiving == number:
+            self._receiver.revoke()
+        outgoing = pending.outgoing
+        assert outgoing is not None
+        if self._sender.withdraw(outgoing):
+            self._end(number, pending)
+        elif outgoing.queued:
+            outgoing.cut(Kind.CANCEL)
+        else:
+            self._sender.send_nowait(Outgoing(number, outgoing.traffic, Kind.CANCEL, b""))
+
+    def _end(self, number: int, pending: _Pending) -> None:
+        """The last frame came, or none ever will: the credits are free."""
+        del self._pending[number]
+        self._requests.release(1)
+        self._bodies.release(pending.body_size)
+        self._replies.release(pending.asked)
+        pending.done.set()
+
+    async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run one of the two tasks; what ends it ends the connection."""
+        try:
+            await task()
+        except Refused as error:
+            # Malformed bytes are the server's fault, not the caller's.
+            self.fail(Unavailable(f"the server breaks the protocol: {error}"))
+        except StorageError as error:
+            self.fail(error)
+
+    async def _receive(self) -> None:
+        receiver = self._receiver
+        with trio.CancelScope() as scope:
+            receiver.watch(scope)
+            while True:
+                frame = await receiver.frame()
+                if frame is None:
+                    raise Unavailable("the server closed the connection")
+                await self._take(frame)
+                self._heard = trio.current_time()
+                receiver.expect(False)
+        raise Unavailable("the server stopped in the middle of a frame")
+
+    async def _take(self, frame: Frame) -> None:
+        pending = self._pending.get(frame.request)
+        if pending is None:
+            raise Unavailable("the server breaks the protocol: an answer to nothing")
+        if frame.kind is Kind.DATA:
+            if not 0 < frame.length <= pending.remaining:
+                raise Unavailable("the server breaks the protocol: more bytes than announced")
+            views = pending.take(frame.length, self._receiver.scratch)
+            self._receiving = frame.request
+            await self._receiver.payload(views, frame.length)
+            self._receiving = 0
+        elif frame.kind is Kind.REPLY and pending.reply is None:
+            pending.reply = wire.decode_reply(await self._receiver.message(frame.length))
+            _plan_body(pending)
+        elif frame.kind is Kind.FAIL:
+            failure = wire.decode_failure(await self._receiver.message(frame.length))
+            pending.error = wire.error_of(failure)
+            pending.remaining = 0
+        else:
+            raise Unavailable("the server breaks the protocol: an unexpected frame")
+        if pending.progress < math.inf:
+            pending.progress = trio.current_time()
+        if not pending.remaining:
+            self._finish(frame.request, pending)
+
+    def _finish(self, number: int, pending: _Pending) -> None:
+        outgoing = pending.outgoing
+        if outgoing is not None and not outgoing.is_finished:
+            # Refused before its body was through: the rest need not go.
+            if pending.error is None:
+                raise Unavailable("the server breaks the protocol: an answer before the question's end")
+            outgoing.cut(Kind.CANCEL)
+        self._end(number, pending)
+
+
+def _plan_body(pending: _Pending) -> None:
+    """Lay the announced body out over the destinations. Raises Unavailable where it does not fit them."""
+    reply = pending.reply
+    if not isinstance(reply, wire.ReadReply):
+        if pending.asked:
+            raise Unavailable("the server breaks the protocol: not the answer of a readv")
+        return
+    if reply.lengths is None:
+        pending.remaining = pending.asked
+        return
+    if pending.wanted:
+        if len(reply.lengths) != len(pending.destinations) or any(
+            length > len(destination)
+            for length, destination in zip(reply.lengths, pending.destinations, strict=True)
+        ):
+            raise Unavailable("the server breaks the protocol: an answer longer than asked")
+        pending.destinations = [
+            destination[:length]
+            for length, destination in zip(reply.lengths, pending.destinations, strict=True)
+        ]
+    pending.remaining = sum(reply.lengths)
+    if pending.remaining > pending.asked:
+        raise Unavailable("the server breaks the protocol: an answer longer than asked")
+
+
+@asynccontextmanager
+async def open_connection(
+    access: Access, network: Network, entropy: Entropy, config: ClientConfig, statistics: ClientStatistics
+) -> AsyncIterator[Connection]:
+    """Connect and say hello. Raises Unavailable, or Refused for a wrong pin, secret or version."""
+    if access.secret is None:
+        raise Refused("the URL has no secret: it names the server but does not open it")
+    stream = await _connect(access, network, config)
+    try:
+        receiver = FrameReceiver(stream, config.stall_s)
+        with trio.move_on_after(config.connect_s) as scope:
+            await _say_hello(stream, receiver, access, access.secret, entropy)
+        if scope.cancelled_caught:
+            raise Unavailable(f"{format_address(access.address)} does not complete the hello")
+        statistics.connects += 1
+        yield Connection(stream, receiver, config)
+    finally:
+        stream.close()
+
+
+async def _connect(access: Access, network: Network, config: ClientConfig) -> ByteStream:
+    with trio.move_on_after(config.connect_s):
+        return await network.connect(access.address, access.server_id)
+    raise Unavailable(f"{format_address(access.address)} does not answer")
+
+
+async def _say_hello(
+    stream: ByteStream, receiver: FrameReceiver, access: Access, secret: bytes, entropy: Entropy
+) -> None:
+    opening, payload = hello.begin(access.account, secret, access.server_id, entropy.token(hello.NONCE_SIZE))
+    await _send_hello(stream, payload)
+    frame = await receiver.frame()
+    if frame is None:
+        # All that a server does for somebody whose first message does not prove the secret.
+        raise Refused(
+            f"{format_address(access.address)} does not accept the account's secret (wrong or retired)"
+        )
+    if frame.kind is not Kind.HELLO or frame.length > hello.HELLO_SIZE_MAX:
+        raise Refused(f"{format_address(access.address)} is not a gridfs storage server")
+    reply = hello.read_answer(opening, await receiver.message(frame.length))
+    signed = hello.signed_bytes(access.account, opening.nonce, reply.nonce)
+    if not verify(access.server_id, reply.signature, signed):
+        raise Refused("wrong pin: the server does not hold the key that the URL names")
+    await _send_hello(stream, hello.finish(opening, reply))
+
+
+async def _send_hello(stream: ByteStream, payload: bytes) -> None:
+    await stream.send_all([encode_frame(len(payload), Kind.HELLO, Traffic.HEAD, 0), payload])

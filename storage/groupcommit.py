@@ -1,0 +1,153 @@
+"""Group commit: operations that arrive while a sync is in flight share the next one. No timer.
+
+`submit` queues an operation and waits for its result; `run` takes everything queued (up to a bound), calls
+`commit` once for it and hands the results out. Atomic between awaits: the queue and a ticket's state. The
+queue is bounded by its callers: each waits for its own operation, and the service gives them credit.
+
+An operation whose caller is cancelled is taken back while it is queued; once in flight the caller waits for
+its end, because the buffers in it belong to the disk until then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+import trio
+
+from storage.errors import StorageError, Unavailable
+
+Operation = TypeVar("Operation")
+Result = TypeVar("Result")
+
+
+class Ticket(Generic[Operation, Result]):
+    """One operation on its way. `commit` settles it with a result or an error."""
+
+    __slots__ = ("_done", "_error", "_result", "operation", "size_bytes")
+
+    def __init__(self, operation: Operation, size_bytes: int) -> None:
+        self.operation = operation
+        self.size_bytes = size_bytes
+        self._done = trio.Event()
+        self._error: StorageError | None = None
+        self._result: list[Result] = []
+
+    @property
+    def settled(self) -> bool:
+        return self._done.is_set()
+
+    def succeed(self, result: Result) -> None:
+        self._result.append(result)
+        self._done.set()
+
+    def fail(self, error: StorageError) -> None:
+        self._error = error
+        self._done.set()
+
+    async def wait(self) -> None:
+        await self._done.wait()
+
+    def outcome(self) -> Result:
+        if self._error is not None:
+            # One error object may settle many tickets; each caller raises its own.
+            raise type(self._error)(*self._error.args)
+        return self._result[0]
+
+
+Commit = Callable[[Sequence[Ticket[Operation, Result]]], Awaitable[None]]
+
+
+async def _nothing_more() -> bool:
+    await trio.lowlevel.checkpoint()
+    return False
+
+
+class GroupCommit(Generic[Operation, Result]):
+    """A queue of operations and the loop that commits them in batches."""
+
+    def __init__(
+        self,
+        commit: Commit[Operation, Result],
+        *,
+        batch_count_max: int = 1024,
+        batch_bytes_max: int = 16 * 1024 * 1024,
+        upkeep: Callable[[], Awaitable[bool]] = _nothing_more,
+    ) -> None:
+        """`upkeep` runs between batches, a slice at a time; it tells whether more is to do at once."""
+        self._commit = commit
+        self._batch_count_max = batch_count_max
+        self._batch_bytes_max = batch_bytes_max
+        self._upkeep = upkeep
+        self._queue: deque[Ticket[Operation, Result]] = deque()
+        self._wake = trio.Event()
+        self._more = False
+        self._stopped: str | None = "not started"
+
+    async def submit(self, operation: Operation, size_bytes: int = 0) -> Result:
+        """Commit an operation together with what else is waiting. Raises what `commit` settles it with."""
+        if self._stopped is not None:
+            raise Unavailable(self._stopped)
+        ticket: Ticket[Operation, Result] = Ticket(operation, size_bytes)
+        self._queue.append(ticket)
+        self._wake.set()
+        try:
+            await ticket.wait()
+        except trio.Cancelled:
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+            else:
+                with trio.CancelScope(shield=True):
+                    await ticket.wait()
+            raise
+        return ticket.outcome()
+
+    def nudge(self) -> None:
+        """Have upkeep run soon, even if nothing is submitted."""
+        self._more = True
+        self._wake.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Commit until cancelled. A batch in flight is finished; what is queued then fails Unavailable."""
+        self._stopped = None
+        task_status.started()
+        try:
+            self._more = True
+            while True:
+                if not self._queue and not self._more:
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+                await trio.lowlevel.checkpoint()
+                if batch := self._take():
+                    await self._settle(batch)
+                self._more = False
+                with trio.CancelScope(shield=True):
+                    more = await self._upkeep()
+                self._more = self._more or more
+        finally:
+            self._stopped = "the server is stopping"
+            while self._queue:
+                self._queue.popleft().fail(Unavailable(self._stopped))
+
+    def _take(self) -> list[Ticket[Operation, Result]]:
+        batch: list[Ticket[Operation, Result]] = []
+        size = 0
+        while self._queue and len(batch) < self._batch_count_max:
+            size += self._queue[0].size_bytes
+            if batch and size > self._batch_bytes_max:
+                break
+            batch.append(self._queue.popleft())
+        return batch
+
+    async def _settle(self, batch: list[Ticket[Operation, Result]]) -> None:
+        failure: StorageError = Unavailable("the server failed inside; see its log")
+        try:
+            with trio.CancelScope(shield=True):
+                await self._commit(batch)
+        except StorageError as error:
+            failure = error
+        finally:
+            for ticket in batch:
+                if not ticket.settled:
+                    ticket.fail(failure)

@@ -1,0 +1,198 @@
+"""The file behind the head logs: claims, records and trims as entries, replayed at the start.
+
+Synchronous; everything that writes belongs in a worker thread. The file is rewritten as a whole when most of
+it is garbage: a new one is written beside it, synced, and renamed over it.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from storage.appendfile import AppendBatch, AppendFile, disk_error, read_exactly
+from storage.errors import Corrupt
+from storage.format.entry import FILE_HEADER_SIZE, PREFIX_SIZE, Entry
+from storage.format.head import RECORD_OVERHEAD, HeadRecord
+from storage.headlog.state import Append, Claim, HeadLog, Operation, Slot, Trim
+from storage.ports import Disk
+
+_LOGGER = logging.getLogger(__name__)
+
+MAGIC = b"gridfsHL"
+FILE_NAME = "heads"
+
+CLAIM, APPEND, TRIM = 1, 2, 3
+_CLAIM = struct.Struct(">32s32sQ16s")
+_APPEND = struct.Struct(">32s")
+_TRIM = struct.Struct(">32sQQ")
+assert (_CLAIM.size, _APPEND.size, _TRIM.size) == (88, 32, 48)
+
+_STANDING_SIZE = PREFIX_SIZE + _CLAIM.size
+_RECORD_ENTRY_SIZE = PREFIX_SIZE + _APPEND.size
+_REWRITE_BATCH = 4 * 1024 * 1024
+
+
+def add_operation(batch: AppendBatch, operation: Operation) -> Entry:
+    """Put one operation into a batch."""
+    match operation:
+        case Claim(log, key, epoch, mount_id):
+            return batch.add(CLAIM, _CLAIM.pack(log, key, epoch, mount_id))
+        case Append(log, record):
+            return batch.add(APPEND, _APPEND.pack(log), [record.encode()])
+        case Trim(log, (epoch, sequence)):
+            return batch.add(TRIM, _TRIM.pack(log, epoch, sequence))
+
+
+def apply_entry(logs: dict[bytes, HeadLog], entry: Entry, record: HeadRecord | None) -> None:
+    """Change committed state as a durable entry says; the same for a live batch and for replay.
+
+    `record`: the decoded payload of an APPEND. What speaks of a log whose claim has rotted away is dropped.
+    """
+    if entry.kind == CLAIM:
+        name, key, epoch, mount_id = _CLAIM.unpack(entry.fields)
+        log = logs.setdefault(name, HeadLog(name, key, epoch, mount_id))
+        log.epoch, log.mount_id = epoch, mount_id
+    elif entry.kind == TRIM:
+        name, epoch, sequence = _TRIM.unpack(entry.fields)
+        if name in logs:
+            logs[name].trim((epoch, sequence))
+    elif entry.kind == APPEND and record is not None:
+        (name,) = _APPEND.unpack(entry.fields)
+        if name in logs:
+            logs[name].keep(Slot(*record.stamp, entry.payload_offset, entry.payload_length))
+    else:
+        raise Corrupt(f"head log file: entry of unknown kind {entry.kind}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A new file, already under the old one's name, and where everything lies in it."""
+
+    file: AppendFile
+    logs: dict[bytes, HeadLog]
+
+
+class HeadJournal:
+    """The open file. Not to be used by two threads at once."""
+
+    def __init__(self, disk: Disk, directory: str) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._path = f"{directory}/{FILE_NAME}"
+        self._file: AppendFile | None = None
+
+    @property
+    def _open_file(self) -> AppendFile:
+        assert self._file is not None, "opened before use"
+        return self._file
+
+    def open(self) -> dict[bytes, HeadLog]:
+        """Open or create the file, cut a torn tail and return what the logs hold.
+
+        Raises Refused for an unknown version, Corrupt for a file that is none of ours, Unavailable.
+        """
+        try:
+            self._disk.make_directory(self._directory)
+            names = self._disk.names(self._directory)
+            if f"{FILE_NAME}.new" in names:
+                self._disk.remove(f"{self._path}.new")
+            if FILE_NAME not in names:
+                self._create_empty()
+                return {}
+            self._file = AppendFile.open(self._disk, self._path, MAGIC)
+            return self._replay(self._file)
+        except OSError as error:
+            raise disk_error(error, f"open {self._path}") from error
+
+    def _create_empty(self) -> None:
+        self._file = AppendFile.create(self._disk, f"{self._path}.new", MAGIC, 1)
+        self._disk.replace(f"{self._path}.new", self._path)
+        self._disk.sync_directory(self._directory)
+
+    def _replay(self, file: AppendFile) -> dict[bytes, HeadLog]:
+        logs: dict[bytes, HeadLog] = {}
+        end = FILE_HEADER_SIZE
+        for entry, payload in file.scan():
+            if payload is not None:
+                record = HeadRecord.decode(payload) if entry.kind == APPEND else None
+                apply_entry(logs, entry, record)
+                end = entry.end
+        if end < file.file.size():
+            file.cut(end)
+        return logs
+
+    def batch(self) -> AppendBatch:
+        return self._open_file.batch()
+
+    def write(self, batch: AppendBatch) -> None:
+        """Append durably. Raises Exhausted or Unavailable; then nothing of it stays."""
+        self._open_file.write(batch, sync=True)
+
+    def read(self, slot: Slot) -> HeadRecord:
+        """One record. Raises Corrupt where the disk no longer gives it back, Unavailable."""
+        try:
+            return HeadRecord.decode(read_exactly(self._open_file.file, slot.offset, slot.length))
+        except OSError as error:
+            raise disk_error(error, "read head log") from error
+
+    def garbage_bytes(self, logs: Iterable[HeadLog]) -> int:
+        """Bytes of the file that a rewrite would save."""
+        live = sum(log.record_bytes + len(log.slots) * _RECORD_ENTRY_SIZE + _STANDING_SIZE for log in logs)
+        return self._open_file.end - FILE_HEADER_SIZE - live
+
+    def rewrite(self, logs: Iterable[HeadLog]) -> Rewritten:
+        """Write everything that is kept to a new file; `adopt` then makes it the one in use.
+
+        Raises Exhausted or Unavailable; then the old file goes on.
+        """
+        path = f"{self._path}.new"
+        try:
+            new = AppendFile.create(self._disk, path, MAGIC, self._open_file.number + 1)
+        except OSError as error:
+            raise disk_error(error, "rewrite head logs") from error
+        try:
+            fresh = self._copy(logs, new)
+            new.file.sync()
+            self._disk.replace(path, self._path)
+            self._disk.sync_directory(self._directory)
+        except OSError as error:
+            new.close()
+            raise disk_error(error, "rewrite head logs") from error
+        except BaseException:
+            new.close()
+            raise
+        return Rewritten(new, fresh)
+
+    def adopt(self, rewritten: Rewritten) -> None:
+        """Go on with the new file; in one step with the new places, so no read mixes them."""
+        self._open_file.close()
+        self._file = rewritten.file
+
+    def _copy(self, logs: Iterable[HeadLog], new: AppendFile) -> dict[bytes, HeadLog]:
+        fresh: dict[bytes, HeadLog] = {}
+        batch = new.batch()
+        for log in logs:
+            claim = Claim(log.name, log.verifying_key, log.epoch, log.mount_id)
+            apply_entry(fresh, add_operation(batch, claim), None)
+            for slot in log.slots:
+                try:
+                    record = self.read(slot)
+                except Corrupt as error:
+                    _LOGGER.error("head record %s has rotted away: %s", slot.stamp, error)
+                    continue
+                apply_entry(fresh, add_operation(batch, Append(log.name, record)), record)
+                if batch.end - batch.offset > _REWRITE_BATCH:
+                    new.write(batch, sync=False)
+                    batch = new.batch()
+        new.write(batch, sync=False)
+        return fresh
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+assert RECORD_OVERHEAD + 64 * 1024 < 128 * 1024, "a record fits an entry's payload"

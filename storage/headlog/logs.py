@@ -1,0 +1,216 @@
+"""All head logs of one server, in one append-only file, so that concurrent appends share one sync.
+
+A log is created by the first claim whose verifying key hashes to its name. A claim is a promise: once
+(epoch, mount) is promised, lower epochs and other mounts of the same epoch are refused. Records are kept
+until their writer trims them, within bounds. Memory holds the stamps and places of records, not their bytes.
+
+Atomic between awaits: `_logs` and `_file` change only in `_commit` and `_upkeep`, after the bytes they speak
+of are durable, so that `read` never shows what a crash could take back. SPEC.md has the crash analysis.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from storage.errors import Conflict, Exhausted, Missing, Refused, StorageError
+from storage.format.head import HeadRecord, log_name, trim_signed_bytes
+from storage.groupcommit import GroupCommit, Ticket
+from storage.headlog.journal import HeadJournal, add_operation, apply_entry
+from storage.headlog.state import Append, Claim, HeadLog, Operation, Slot, Staged, Trim
+from storage.leases import STAMP_MAX, Stamp
+from storage.ports import Disk, Offload
+
+_LOGGER = logging.getLogger(__name__)
+
+Claimed = tuple[int, bytes, HeadRecord | None]
+
+
+@dataclass(frozen=True)
+class HeadLogConfig:
+    """Bounds of what strangers' records may take."""
+
+    records_max: int = 16384
+    """Records per log."""
+    bytes_max: int = 64 * 1024 * 1024
+    """Bytes of encoded records per log."""
+    logs_max: int = 1024
+    """Logs on this server."""
+    garbage_bytes_min: int = 4 * 1024 * 1024
+    """Garbage below which the file is not rewritten."""
+
+
+class HeadLogs:
+    """The head logs under one directory. `run` must be running for everything but construction."""
+
+    def __init__(
+        self, disk: Disk, offload: Offload, directory: str, config: HeadLogConfig | None = None
+    ) -> None:
+        self._offload = offload
+        self._config = config or HeadLogConfig()
+        self._journal = HeadJournal(disk, directory)
+        self._logs: dict[bytes, HeadLog] = {}
+        self._rewrite_above = self._config.garbage_bytes_min
+        self._commits: GroupCommit[Operation, Claimed | None] = GroupCommit(
+            self._commit, batch_bytes_max=4 * 1024 * 1024, upkeep=self._upkeep
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open, cut a torn tail, then commit until cancelled.
+
+        Raises Refused for an unknown format version, Corrupt for a strange file, Unavailable.
+        """
+        try:
+            self._logs = await self._offload.run(self._journal.open)
+            await self._commits.run(task_status=task_status)
+        finally:
+            self._journal.close()
+
+    async def claim(self, log: bytes, verifying_key: bytes, epoch: int, mount_id: bytes) -> Claimed:
+        """Promise `epoch` to a mount; returns (epoch, mount id, newest record) as they then stand.
+
+        Durable on return, idempotent, a checkpoint. Creates the log where the key hashes to its name.
+        Raises Conflict where a higher epoch, or this one to another mount, was promised; Refused for a key
+        that is not this log's; Exhausted where the server keeps too many logs.
+        """
+        if len(log) != 32 or len(verifying_key) != 32 or len(mount_id) != 16 or not 0 <= epoch <= STAMP_MAX:
+            raise Refused("malformed claim")
+        held = self._logs.get(log)
+        if verifying_key != held.verifying_key if held else log_name(verifying_key) != log:
+            raise Refused("the verifying key is not that of this head log")
+        claimed = await self._commits.submit(Claim(log, verifying_key, epoch, mount_id))
+        assert claimed is not None
+        return claimed
+
+    async def append(self, log: bytes, record: HeadRecord) -> None:
+        """Keep a record; durable on return, idempotent for the identical one, a checkpoint.
+
+        Raises Missing for an unknown log, Refused for a wrong signature or malformed record, Conflict where
+        its epoch is not the promised one or another record has its place, Exhausted beyond the bounds.
+        """
+        record.check()
+        self._check_signature(log, record.signature, record.signed_bytes(log))
+        await self._commits.submit(Append(log, record), len(record.payload))
+
+    async def trim(self, log: bytes, before: Stamp, signature: bytes) -> None:
+        """Drop records below `before`, never the newest; durable on return, idempotent, a checkpoint.
+
+        `signature` is over `trim_signed_bytes`. Raises Missing for an unknown log, Refused.
+        """
+        if not all(0 <= part <= STAMP_MAX for part in before):
+            raise Refused("malformed trim")
+        self._check_signature(log, signature, trim_signed_bytes(log, before))
+        await self._commits.submit(Trim(log, before))
+
+    def read(self, log: bytes, after: Stamp | None, limit_bytes: int) -> list[HeadRecord]:
+        """Kept records above `after` (all for None) in order, until their payloads reach `limit_bytes`.
+
+        At least one where there is one. An unknown log reads as empty. Raises Corrupt, Unavailable.
+        """
+        held = self._logs.get(log)
+        if held is None:
+            return []
+        start = 0 if after is None else bisect_right(held.slots, after, key=lambda slot: slot.stamp)
+        records: list[HeadRecord] = []
+        size = 0
+        for slot in held.slots[start:]:
+            if records and size >= limit_bytes:
+                break
+            records.append(self._journal.read(slot))
+            size += len(records[-1].payload)
+        return records
+
+    def statistics(self) -> tuple[int, int, int]:
+        """(logs, records, bytes of records) kept."""
+        held = self._logs.values()
+        return len(held), sum(len(log.slots) for log in held), sum(log.record_bytes for log in held)
+
+    def _check_signature(self, log: bytes, signature: bytes, message: bytes) -> None:
+        held = self._logs.get(log)
+        if held is None:
+            raise Missing("no such head log on this server")
+        try:
+            Ed25519PublicKey.from_public_bytes(held.verifying_key).verify(signature, message)
+        except (InvalidSignature, ValueError):
+            raise Refused("the signature does not fit this head log") from None
+
+    async def _commit(self, tickets: Sequence[Ticket[Operation, Claimed | None]]) -> None:
+        staged: dict[bytes, Staged] = {}
+        batch = self._journal.batch()
+        changes = []
+        answers: list[tuple[Ticket[Operation, Claimed | None], Claimed | None]] = []
+        for ticket in tickets:
+            operation = ticket.operation
+            log = staged.setdefault(operation.log, Staged(self._logs.get(operation.log)))
+            try:
+                answer, changed = self._stage(log, operation, staged)
+            except StorageError as error:
+                ticket.fail(error)
+                continue
+            answers.append((ticket, answer))
+            if changed:
+                record = operation.record if isinstance(operation, Append) else None
+                changes.append((add_operation(batch, operation), record))
+        if changes:
+            await self._offload.run(self._journal.write, batch)
+            for entry, record in changes:
+                apply_entry(self._logs, entry, record)
+        for ticket, answer in answers:
+            ticket.succeed(answer)
+
+    def _stage(
+        self, log: Staged, operation: Operation, staged: dict[bytes, Staged]
+    ) -> tuple[Claimed | None, bool]:
+        """Decide one operation: its answer, and whether it changes anything durable."""
+        match operation:
+            case Claim():
+                created = sum(other.created for other in staged.values())
+                if log.log is None and not log.created and len(self._logs) + created >= self._config.logs_max:
+                    raise Exhausted("this server keeps no more head logs")
+                changed = log.claim(operation)
+                return (log.epoch, log.mount_id, self._newest(log)), changed
+            case Append(_, record):
+                kept = log.append(record)
+                if isinstance(kept, Slot):
+                    kept = self._journal.read(kept)
+                if kept is None:
+                    self._check_bounds(log)
+                elif kept != record:
+                    raise Conflict(f"another record has the place {record.stamp}")
+                return None, kept is None
+            case Trim(_, before):
+                oldest = log.log.slots[0].stamp if log.log and log.log.slots else None
+                return None, oldest is not None and oldest < before
+
+    def _newest(self, log: Staged) -> HeadRecord | None:
+        if log.added:
+            return log.added[-1]
+        newest = log.log.newest if log.log else None
+        return self._journal.read(newest) if newest else None
+
+    def _check_bounds(self, log: Staged) -> None:
+        if log.count > self._config.records_max or log.size_bytes > self._config.bytes_max:
+            log.added.pop()
+            raise Exhausted("this head log is full: its writer must trim it")
+
+    async def _upkeep(self) -> bool:
+        garbage = self._journal.garbage_bytes(self._logs.values())
+        live = sum(log.record_bytes for log in self._logs.values())
+        if garbage > max(live, self._rewrite_above):
+            # A rewrite that fails (a full disk, a rotten record) is not tried again at every batch.
+            self._rewrite_above = garbage * 2
+            try:
+                rewritten = await self._offload.run(self._journal.rewrite, list(self._logs.values()))
+            except StorageError as error:
+                _LOGGER.warning("head logs not rewritten: %s", error)
+            else:
+                self._journal.adopt(rewritten)
+                self._logs = rewritten.logs
+                self._rewrite_above = self._config.garbage_bytes_min
+        return False

@@ -1,0 +1,145 @@
+"""What head logs hold and what an operation would change: decided here, without I/O.
+
+`HeadLog` is committed state. `Staged` lays the operations of one batch over it, so that the second append of
+a batch sees the first; its changes reach the `HeadLog` by `adopt`, after the batch is durable.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from storage.errors import Conflict
+from storage.format.head import NO_MOUNT, RECORD_OVERHEAD, HeadRecord
+from storage.leases import Stamp
+
+
+class Claim(NamedTuple):
+    log: bytes
+    verifying_key: bytes
+    epoch: int
+    mount_id: bytes
+
+
+class Append(NamedTuple):
+    log: bytes
+    record: HeadRecord
+
+
+class Trim(NamedTuple):
+    log: bytes
+    before: Stamp
+
+
+Operation = Claim | Append | Trim
+
+
+class Slot(NamedTuple):
+    """Where a record lies in the file."""
+
+    epoch: int
+    sequence: int
+    offset: int
+    """Offset of the encoded record, not of its entry."""
+    length: int
+
+    @property
+    def stamp(self) -> Stamp:
+        return self.epoch, self.sequence
+
+
+@dataclass(slots=True)
+class HeadLog:
+    """Committed state of one log."""
+
+    name: bytes
+    verifying_key: bytes
+    epoch: int
+    """Promised; lower ones are refused."""
+    mount_id: bytes
+    """The mount to which the epoch was promised."""
+    slots: list[Slot] = field(default_factory=list)
+    """Records that are kept, by rising stamp."""
+    record_bytes: int = 0
+
+    @property
+    def newest(self) -> Slot | None:
+        return self.slots[-1] if self.slots else None
+
+    def find(self, stamp: Stamp) -> Slot | None:
+        index = bisect_left(self.slots, stamp)
+        return self.slots[index] if index < len(self.slots) and self.slots[index].stamp == stamp else None
+
+    def keep(self, slot: Slot) -> None:
+        """Take a record in; one that does not rise above the newest is dropped."""
+        if not self.slots or slot.stamp > self.slots[-1].stamp:
+            self.slots.append(slot)
+            self.record_bytes += slot.length
+
+    def trim(self, before: Stamp) -> None:
+        """Drop records below a stamp, never the newest one."""
+        end = min(bisect_left(self.slots, before), len(self.slots) - 1)
+        if end > 0:
+            self.record_bytes -= sum(slot.length for slot in self.slots[:end])
+            del self.slots[:end]
+
+
+class Staged:
+    """One log during one batch: committed state, or none yet, and what was accepted since."""
+
+    def __init__(self, log: HeadLog | None) -> None:
+        self.log = log
+        self.epoch = log.epoch if log else -1
+        self.mount_id = log.mount_id if log else NO_MOUNT
+        self.added: list[HeadRecord] = []
+        self.created = False
+
+    def claim(self, claim: Claim) -> bool:
+        """Promise an epoch; False where it was promised to this mount before. Raises Conflict."""
+        if claim.epoch < self.epoch:
+            raise Conflict(f"epoch {self.epoch} was promised, {claim.epoch} is older")
+        if claim.epoch == self.epoch:
+            if claim.mount_id != self.mount_id:
+                raise Conflict(f"epoch {self.epoch} was promised to another mount")
+            return False
+        self.created = self.created or self.log is None
+        self.epoch, self.mount_id = claim.epoch, claim.mount_id
+        return True
+
+    def append(self, record: HeadRecord) -> Slot | HeadRecord | None:
+        """None: accepted as new. Otherwise the record kept under this stamp, to be compared by the caller.
+
+        Raises Conflict where the promise is another's or the stamp is below the newest and not kept.
+        """
+        if record.epoch != self.epoch:
+            raise Conflict(f"record of epoch {record.epoch}, but {self.epoch} is promised")
+        if record.mount_id not in (NO_MOUNT, self.mount_id):
+            raise Conflict(f"epoch {self.epoch} was promised to another mount")
+        newest = self.newest_stamp
+        if newest is None or record.stamp > newest:
+            self.added.append(record)
+            return None
+        for added in self.added:
+            if added.stamp == record.stamp:
+                return added
+        kept = self.log.find(record.stamp) if self.log else None
+        if kept is None:
+            raise Conflict(f"record {record.stamp} is older than the newest {newest}")
+        return kept
+
+    @property
+    def newest_stamp(self) -> Stamp | None:
+        if self.added:
+            return self.added[-1].stamp
+        return self.log.slots[-1].stamp if self.log and self.log.slots else None
+
+    @property
+    def count(self) -> int:
+        return len(self.added) + (len(self.log.slots) if self.log else 0)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of encoded records, those of the batch included."""
+        added = sum(RECORD_OVERHEAD + len(record.payload) for record in self.added)
+        return added + (self.log.record_bytes if self.log else 0)

@@ -1,0 +1,350 @@
+"""One connection of a server after its hello: requests come in, answers go out, credits are kept.
+
+The receiver never waits for a send, for the disk or for memory: it queues answers, starts tasks, and refuses
+what does not fit. Between awaits the table of requests is whole: a request is in `_active` from its REQUEST
+frame until its last frame was handed over or dropped; a put that failed before its body came is in
+`_unwanted` instead, until the body has come or was cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from storage.errors import Refused, StorageError, Unavailable
+from storage.identity import Account
+from storage.ports import ByteStream
+from storage.server.config import ServerConfig, ServerStatistics
+from storage.service import COPIED_SIZE_MAX, ReadPlan, Service
+from storage.transport.link import FrameReceiver, FrameSender, Outgoing
+from storage.wire import messages as wire
+from storage.wire.body import FileRange
+from storage.wire.frames import Frame, Kind, Traffic
+
+log = logging.getLogger(__name__)
+
+SLACK = 2
+"""A peer may exceed its windows of requests and reply bytes this far: it learns that an answer is complete
+before we learn that it was sent. The window of put bodies, which costs memory, is exact."""
+
+
+class _Active:
+    """A request that is not answered yet."""
+
+    __slots__ = (
+        "asked",
+        "body_size",
+        "missing",
+        "number",
+        "outgoing",
+        "put",
+        "scope",
+        "shares",
+        "traffic",
+        "views",
+    )
+
+    def __init__(self, number: int, traffic: Traffic) -> None:
+        self.number = number
+        self.traffic = traffic
+        self.asked = 0
+        """Reply bytes asked for."""
+        self.body_size = 0
+        """Bytes of body credit and memory held."""
+        self.missing = 0
+        """Bytes of the body still to come."""
+        self.put: wire.Put | None = None
+        self.shares: list[bytearray] = []
+        self.views: list[memoryview] = []
+        """Where the rest of the body goes."""
+        self.scope: trio.CancelScope | None = None
+        """Set while the request can be called off."""
+        self.outgoing: Outgoing | None = None
+
+    def take(self, length: int) -> list[memoryview]:
+        """Views of the next `length` bytes of the body."""
+        taken = []
+        self.missing -= length
+        while length:
+            view = self.views[0]
+            if len(view) <= length:
+                taken.append(self.views.pop(0))
+            else:
+                taken.append(view[:length])
+                self.views[0] = view[length:]
+            length -= len(taken[-1])
+        return taken
+
+
+class Session:
+    """Serves one account over one stream."""
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        receiver: FrameReceiver,
+        account: Account,
+        service: Service,
+        config: ServerConfig,
+        statistics: ServerStatistics,
+    ) -> None:
+        self._receiver = receiver
+        self._account = account
+        self._service = service
+        self._config = config
+        self._statistics = statistics
+        self._sender = FrameSender(stream, config.stall_s)
+        self._active: dict[int, _Active] = {}
+        self._unwanted: dict[int, int] = {}
+        self._newest = 0
+        self._asked = 0
+        self._incoming = 0
+        self._body_size = 0
+        self._ended_by: StorageError | None = None
+
+    async def run(self) -> None:
+        """Until the peer leaves. Raises Unavailable where it is lost, Refused for a broken protocol."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._guard, self._sender.run, nursery.cancel_scope)
+                await self._guard(lambda: self._receive(nursery), nursery.cancel_scope)
+        finally:
+            for active in self._active.values():
+                self._free_body(active)
+        if self._ended_by is not None:
+            raise self._ended_by
+
+    async def _guard(self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        """Run one of the two tasks; when it ends, the connection does."""
+        try:
+            await task()
+        except StorageError as error:
+            self._ended_by = self._ended_by or error
+        scope.cancel()
+
+    async def _receive(self, nursery: trio.Nursery) -> None:
+        receiver = self._receiver
+        with trio.CancelScope() as scope:
+            receiver.watch(scope)
+            while True:
+                receiver.expect(self._incoming > 0)
+                frame = await receiver.frame()
+                if frame is None:
+                    return
+                if frame.kind is Kind.DATA:
+                    await self._take_data(frame, nursery)
+                elif frame.kind is Kind.REQUEST:
+                    self._open(frame, await receiver.message(frame.length), nursery)
+                elif frame.kind is Kind.CANCEL and not frame.length:
+                    self._cancel(frame.request)
+                else:
+                    raise Refused("an unexpected frame")
+        raise Unavailable("the peer stopped in the middle of a frame or body")
+
+    def _open(self, frame: Frame, payload: bytes, nursery: trio.Nursery) -> None:
+        """A new request. Raises Refused where the peer breaks the protocol or exceeds its credits."""
+        if frame.request <= self._newest:
+            raise Refused("a request number that does not rise")
+        self._newest = frame.request
+        request = wire.decode_request(payload)
+        if len(self._active) >= SLACK * wire.REQUESTS_WINDOW:
+            raise Refused("more requests than its window allows")
+        counts = self._statistics.requests
+        kind = wire.request_name(request)
+        counts[kind] = counts.get(kind, 0) + 1
+        active = self._active[frame.request] = _Active(frame.request, frame.traffic)
+        if isinstance(request, wire.Put):
+            self._open_put(active, request)
+            return
+        try:
+            self._service.check_rights(self._account, request)
+        except StorageError as error:
+            self._fail(active, error)
+            return
+        if isinstance(request, wire.Readv):
+            self._open_read(active, request, nursery)
+        else:
+            nursery.start_soon(self._perform, active, request)
+
+    def _open_read(self, active: _Active, request: wire.Readv, nursery: trio.Nursery) -> None:
+        """Answer from the page cache at once; only what is on the disk takes a task."""
+        active.asked = wire.read_size(request)
+        self._asked += active.asked
+        if self._asked > SLACK * wire.REPLY_WINDOW:
+            raise Refused("more reply bytes than its window allows")
+        plan: ReadPlan | None = None
+        try:
+            plan = self._service.read(request)
+            cold = self._service.cold_ranges(plan)
+            if cold:
+                self._statistics.cold_reads += 1
+                active.scope = trio.CancelScope()
+                nursery.start_soon(self._load_and_send, active, active.scope, plan, cold)
+            else:
+                self._send_plan(active, plan)
+        except (StorageError, OSError) as error:
+            if plan is not None:
+                plan.close()
+            self._fail(active, _storage_error(error))
+
+    async def _load_and_send(
+        self, active: _Active, scope: trio.CancelScope, plan: ReadPlan, cold: list[FileRange]
+    ) -> None:
+        sent = False
+        try:
+            with scope:
+                await self._service.load(cold)
+            active.scope = None
+            if scope.cancelled_caught:
+                self._end_with(active, wire.CANCELLED)
+            else:
+                self._send_plan(active, plan)
+                sent = True
+        except (StorageError, OSError) as error:
+            self._fail(active, _storage_error(error))
+        finally:
+            if not sent:
+                plan.close()
+
+    def _send_plan(self, active: _Active, plan: ReadPlan) -> None:
+        """Queue the answer; the plan is closed when it was sent."""
+        if plan.size <= COPIED_SIZE_MAX:
+            plan.copy()
+        self._statistics.bytes_out += plan.size
+        reply = wire.encode_reply(wire.ReadReply(None if plan.whole else plan.lengths))
+
+        def ended() -> None:
+            plan.close()
+            self._forget(active)
+
+        active.outgoing = Outgoing(
+            active.number, active.traffic, Kind.REPLY, reply, plan.parts, plan.size, ended
+        )
+        self._sender.send_nowait(active.outgoing)
+
+    def _open_put(self, active: _Active, request: wire.Put) -> None:
+        """Take memory for the body, if it is allowed and there is some."""
+        sizes = [share.size for share in request.shares]
+        total = sum(sizes)
+        if self._body_size + total > wire.PUT_WINDOW:
+            raise Refused("more bytes of bodies than its window allows")
+        if len(self._unwanted) >= SLACK * wire.REQUESTS_WINDOW:
+            raise Refused("more requests than its window allows")
+        try:
+            self._service.check_rights(self._account, request)
+            if self._statistics.put_memory_bytes + total > self._config.put_memory_bytes:
+                raise Unavailable("the server is busy: its memory for puts is used up")
+        except StorageError as error:
+            self._unwanted[active.number] = total
+            self._incoming += 1
+            self._fail(active, error)
+            return
+        active.body_size = active.missing = total
+        self._body_size += total
+        self._statistics.put_memory_bytes += total
+        self._incoming += 1
+        active.put = request
+        active.shares = [bytearray(size) for size in sizes]
+        active.views = [memoryview(share) for share in active.shares]
+
+    async def _take_data(self, frame: Frame, nursery: trio.Nursery) -> None:
+        """A piece of a put's body: into its shares, or away."""
+        active = self._active.get(frame.request)
+        if active is None or not active.missing:
+            left = self._unwanted.get(frame.request, 0)
+            if not 0 < frame.length <= left:
+                raise Refused("a body that was not announced")
+            await self._receiver.payload([self._receiver.scratch[: frame.length]], frame.length)
+            if left > frame.length:
+                self._unwanted[frame.request] = left - frame.length
+            else:
+                self._drop_unwanted(frame.request)
+            return
+        if not 0 < frame.length <= active.missing:
+            raise Refused("a body longer than announced")
+        await self._receiver.payload(active.take(frame.length), frame.length)
+        if not active.missing:
+            self._incoming -= 1
+            nursery.start_soon(self._put, active)
+
+    async def _put(self, active: _Active) -> None:
+        assert active.put is not None
+        request, shares = active.put, active.shares
+        active.shares = []
+        self._statistics.bytes_in += active.body_size
+        await self._answer(active, lambda: self._service.put(self._account, request, shares))
+
+    async def _perform(self, active: _Active, request: wire.AnyRequest) -> None:
+        await self._answer(active, lambda: self._service.perform(self._account, request))
+
+    async def _answer(self, active: _Active, ask: Callable[[], Awaitable[wire.Reply]]) -> None:
+        """Send what the service says, or its error. Nothing that it raises ends the connection."""
+        try:
+            reply = await ask()
+        except (StorageError, OSError) as error:
+            self._fail(active, _storage_error(error))
+        except Exception:
+            log.exception("a request failed by an error of this program")
+            self._fail(active, Unavailable("the server failed: its log says why"))
+        else:
+            self._finish(active, Kind.REPLY, wire.encode_reply(reply))
+
+    def _fail(self, active: _Active, error: StorageError) -> None:
+        self._statistics.failures += 1
+        self._end_with(active, wire.failure_of(error))
+
+    def _end_with(self, active: _Active, failure: wire.Failure) -> None:
+        self._finish(active, Kind.FAIL, wire.encode_failure(failure))
+
+    def _finish(self, active: _Active, kind: Kind, payload: bytes) -> None:
+        # Before the peer can see the answer: it may then put again.
+        self._free_body(active)
+        active.outgoing = Outgoing(
+            active.number, active.traffic, kind, payload, ended=lambda: self._forget(active)
+        )
+        self._sender.send_nowait(active.outgoing)
+
+    def _cancel(self, number: int) -> None:
+        """Stop what can be stopped. A put or a record that is being stored is not."""
+        if number > self._newest:
+            raise Refused("it cancels a request that it never made")
+        if number in self._unwanted:
+            self._drop_unwanted(number)
+            return
+        active = self._active.get(number)
+        if active is None:
+            return
+        if active.outgoing is not None:
+            if not active.outgoing.is_finished:
+                active.outgoing.cut(Kind.FAIL, wire.encode_failure(wire.CANCELLED))
+        elif active.missing:
+            active.missing = 0
+            self._incoming -= 1
+            active.views = []
+            active.shares = []
+            self._end_with(active, wire.CANCELLED)
+        elif active.scope is not None:
+            active.scope.cancel()
+
+    def _drop_unwanted(self, number: int) -> None:
+        del self._unwanted[number]
+        self._incoming -= 1
+
+    def _free_body(self, active: _Active) -> None:
+        self._body_size -= active.body_size
+        self._statistics.put_memory_bytes -= active.body_size
+        active.body_size = 0
+
+    def _forget(self, active: _Active) -> None:
+        """The last frame of the answer is out, or the connection is at its end."""
+        if self._active.pop(active.number, None) is not None:
+            self._asked -= active.asked
+
+
+def _storage_error(error: StorageError | OSError) -> StorageError:
+    if isinstance(error, StorageError):
+        return error
+    log.error("the disk fails: %s", error)
+    return Unavailable(f"the server's disk fails ({error.strerror or error})")

@@ -1,0 +1,1 @@
+"""Byte streams of the real network, and the sending and receiving of frames over any byte stream."""

@@ -1,0 +1,50 @@
+"""Whether a range of a file is in the page cache, so that sendfile does not hold up the loop for a disk.
+
+Simulated files have no descriptor and always count as resident.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from storage.ports import File
+
+SAMPLE_STEP = 128 * 1024
+"""Distance of the pages looked at: the kernel reads ahead in pieces of this size."""
+LOAD_SIZE = 1024 * 1024
+
+
+class SystemPageCache:
+    """The kernel's page cache, as `storage.service.PageCache`."""
+
+    def is_resident(self, file: File, offset: int, length: int) -> bool:
+        """Look at one byte per `SAMPLE_STEP` and at the last one. Never waits."""
+        descriptor = file.descriptor
+        if descriptor is None:
+            return True
+        sample = bytearray(1)
+        last = offset + length - 1
+        for position in (*range(offset, last, SAMPLE_STEP), last):
+            try:
+                os.preadv(descriptor, [sample], position, os.RWF_NOWAIT)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                # A file system without NOWAIT (tmpfs, some network ones): nothing to be learned.
+                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                    return True
+                raise
+        return True
+
+    def load(self, file: File, offset: int, length: int) -> None:
+        """Read the range through the page cache. Waits for the disk: run it away from the loop."""
+        buffer = memoryview(bytearray(min(length, LOAD_SIZE)))
+        end = offset + length
+        if file.descriptor is not None:
+            os.posix_fadvise(file.descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+        while offset < end:
+            count = file.read_into(buffer[: min(LOAD_SIZE, end - offset)], offset)
+            if not count:
+                return
+            offset += count

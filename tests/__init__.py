@@ -1,0 +1,1 @@
+"""Tests; `tests.processes` and `tests.simulation` are what they stand on."""

@@ -1,0 +1,171 @@
+"""The key tree, the key file and the recovery key. SPEC.md, "Key tree"."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gridfs.codec.keys import (
+    BadKeyFile,
+    KeyTree,
+    RecoveryKey,
+    ScryptCost,
+    WrongKey,
+    needs_passphrase,
+    public_key,
+    unwrap,
+    verify_endorsement,
+    wrap_passphrase,
+    wrap_plain,
+)
+
+MASTER = bytes(range(32))
+QUICK = ScryptCost(n=256)
+
+
+def wrapped(passphrase: bytes = b"correct horse") -> bytes:
+    return wrap_passphrase(MASTER, passphrase, b"s" * 16, b"n" * 12, QUICK)
+
+
+def test_all_keys_of_the_tree_differ_and_a_follower_has_no_more_than_the_read_key() -> None:
+    tree = KeyTree(MASTER)
+    keys = [tree.read_key, tree.journal_key, tree.metadata_key, tree.convergence_secret]
+    keys += [tree.local_key, tree.signing_seed, tree.verifying_key, MASTER]
+    assert len(set(keys)) == len(keys)
+    assert tree.reading.journal_key == tree.journal_key
+    assert not hasattr(tree.reading, "signing_seed")
+    assert not hasattr(tree.reading, "local_key")
+    assert tree.verifying_key == public_key(tree.signing_seed)
+
+
+def test_keys_do_not_show_in_their_text() -> None:
+    tree = KeyTree(MASTER)
+    shown = f"{tree} {tree.reading} {RecoveryKey(MASTER)}"
+    assert MASTER.hex() not in shown
+    assert repr(MASTER) not in shown
+    assert repr(tree.read_key) not in shown
+
+
+def test_keys_of_a_wrong_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        KeyTree(b"short")
+    with pytest.raises(ValueError, match="32 bytes"):
+        RecoveryKey(b"short")
+
+
+def test_a_passphrase_opens_what_it_wrapped() -> None:
+    data = wrapped()
+    assert needs_passphrase(data)
+    assert unwrap(data, b"correct horse") == MASTER
+    assert MASTER not in data
+
+
+def test_the_default_costs_work() -> None:
+    data = wrap_passphrase(MASTER, b"p", b"s" * 16, b"n" * 12)
+    assert msgspec.json.decode(data)["n"] == 32768
+    assert unwrap(data, b"p") == MASTER
+
+
+@pytest.mark.parametrize("passphrase", [b"wrong", b"", None])
+def test_another_passphrase_is_a_wrong_key(passphrase: bytes | None) -> None:
+    with pytest.raises(WrongKey, match="passphrase"):
+        unwrap(wrapped(), passphrase)
+
+
+def test_a_plain_key_file_needs_no_passphrase() -> None:
+    data = wrap_plain(MASTER)
+    assert not needs_passphrase(data)
+    assert unwrap(data) == MASTER
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b"{}",
+        wrap_plain(MASTER)[:-20],
+        wrap_plain(MASTER).replace(b"AAECAwQF", b"AAECAwQG"),
+        wrap_plain(MASTER).replace(b'"r"', b'"x"'),
+        wrap_plain(MASTER[:31] + b"!").replace(b"none", b"rot13"),
+        b'{"version": 1, "method": "none", "key": ""}',
+    ],
+)
+def test_a_damaged_key_file_is_named(data: bytes) -> None:
+    with pytest.raises(BadKeyFile, match="damaged"):
+        unwrap(data, b"correct horse")
+
+
+def test_another_version_is_named_by_its_number() -> None:
+    with pytest.raises(BadKeyFile, match="version 7"):
+        unwrap(wrap_plain(MASTER).replace(b'"version": 1', b'"version": 7'))
+
+
+@pytest.mark.parametrize("change", [{"n": 3}, {"n": 1 << 30}, {"r": 0}, {"p": 65}, {"n": 0}])
+def test_costs_out_of_range_are_damage_and_not_tried(change: dict[str, int]) -> None:
+    fields = msgspec.json.decode(wrapped()) | change
+    with pytest.raises(BadKeyFile, match="scrypt"):
+        unwrap(msgspec.json.encode(fields), b"correct horse")
+
+
+def test_changed_costs_do_not_open() -> None:
+    fields = msgspec.json.decode(wrapped()) | {"n": 512}
+    with pytest.raises(WrongKey):
+        unwrap(msgspec.json.encode(fields), b"correct horse")
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_a_recovery_key_survives_being_written_down(seed: bytes) -> None:
+    text = RecoveryKey(seed).text()
+    assert RecoveryKey.parse(text).seed == seed
+    assert RecoveryKey.parse("  " + text.lower().replace("-", " ") + "\n").seed == seed
+
+
+@given(st.data())
+def test_a_typing_error_in_a_recovery_key_is_found(data: st.DataObject) -> None:
+    text = RecoveryKey(MASTER).text()
+    body = text.index("-AAAQ") + 1
+    at = data.draw(st.integers(body, len(text) - 1).filter(lambda i: text[i] != "-"))
+    letter = data.draw(st.sampled_from("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567").filter(lambda c: c != text[at]))
+    with pytest.raises(BadKeyFile, match="checksum"):
+        RecoveryKey.parse(text[:at] + letter + text[at + 1 :])
+
+
+@pytest.mark.parametrize("text", ["", "gridfs-recovery-", "hello", "gridfs-recovery-AAAA", "0189!", "é"])
+def test_what_is_no_recovery_key_is_said_so(text: str) -> None:
+    with pytest.raises(BadKeyFile, match="not a recovery key"):
+        RecoveryKey.parse(text)
+
+
+def test_a_recovery_key_endorses_one_signing_key_of_one_generation() -> None:
+    recovery, signing = RecoveryKey(MASTER), KeyTree(bytes(32)).verifying_key
+    signature = recovery.endorse(2, signing)
+    assert verify_endorsement(recovery.public, 2, signing, signature)
+    assert not verify_endorsement(recovery.public, 3, signing, signature)
+    assert not verify_endorsement(recovery.public, 2, MASTER, signature)
+    assert not verify_endorsement(RecoveryKey(bytes(32)).public, 2, signing, signature)
+    assert not verify_endorsement(b"short", 2, signing, signature)
+
+
+def test_a_recovery_key_unwraps_the_master_key() -> None:
+    recovery = RecoveryKey(b"r" * 32)
+    blob = recovery.wrap(MASTER, b"n" * 12)
+    assert recovery.unwrap(blob) == MASTER
+    with pytest.raises(WrongKey, match="recovery key"):
+        RecoveryKey(b"x" * 32).unwrap(blob)
+
+
+def test_golden_vectors() -> None:
+    """SPEC.md, "Golden vectors"."""
+    tree = KeyTree(MASTER)
+    assert tree.convergence_secret.hex() == "573a1efe0225f17c4b6412efe0ed09a9dd35d9b181164068ab29d3b9f0b26997"
+    assert tree.local_key.hex() == "cf1dda5d07bb9c30166716beb38e5dc3037af2a906b0611a605fee4cb4a46814"
+    assert tree.journal_key.hex() == "459b56aa5c1af3eed595f7c24360c3335bf07cc5ecdf77a4d0cd55939561b814"
+    assert tree.metadata_key.hex() == "3ccd1b92c1456dde1acde2f8a69a9ea2733af665bcccf6bf86e14500ecbbf80f"
+    assert tree.verifying_key.hex() == "8bde90f0986c8b516132b1cf3f1449c78e1a86dd33ce50f13a3e425f4df9f4d0"
+    assert RecoveryKey(MASTER).text() == (
+        "gridfs-recovery-AAAQEAY-EAUDAOC-AJBIFQY-DIOB4IB-CEQTCQK-RMFYYDE-NBWHA5D-YPX4JKW"
+    )

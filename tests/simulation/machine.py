@@ -1,0 +1,205 @@
+"""A world of machines: booted, crashed and booted again, from one seed.
+
+    async def scenario(world: World) -> None:
+        node = world.add("s0")
+        await world.start(node, program)        # returns when the program called task_status.started
+        world.crash(node)                       # power loss
+        await world.start(node, program)        # boots on what the crash left of its disk
+
+    outcome = run_world(seed, scenario)         # outcome.digest is the same for the same seed
+
+A crash goes in this order: the disk freezes, the connections break, the tasks are cancelled. So nothing
+that clean-up code still does reaches the disk or a peer. What a crashed program raises is noted in the
+trace and goes no further; what a living one raises ends the world, as a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import trio
+
+from storage.ports import Machine
+from tests.simulation.disk import SimDisk
+from tests.simulation.entropy import InlineOffload, SimClock, SimEntropy
+from tests.simulation.network import Fabric, SimNetwork
+from tests.simulation.pipe import Link
+from tests.simulation.platter import MachineDead, Platter
+from tests.simulation.runner import Trace, chance, run_seeded
+from tests.simulation.sqlite import SimVFS
+
+
+class Program(Protocol):
+    """What a machine runs, such as a storage server."""
+
+    async def __call__(self, machine: Machine, *, task_status: trio.TaskStatus[Any]) -> None: ...
+
+
+@dataclass(eq=False)
+class Node:
+    """A machine over all its boots."""
+
+    name: str
+    platter: Platter
+    clock: SimClock = field(default_factory=SimClock)
+    machine: Machine | None = None
+    """The ports of this boot; None while it is down."""
+    boots: int = 0
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Around everything this boot runs."""
+    vfs: SimVFS | None = None
+
+    @property
+    def is_up(self) -> bool:
+        return self.machine is not None
+
+
+class World:
+    """All machines of one run. Made by `open_world` or `run_world`."""
+
+    def __init__(self, seed: int, nursery: trio.Nursery, link: Link) -> None:
+        self.seed = seed
+        self.trace = Trace()
+        self.fabric = Fabric(seed, self.trace, link)
+        self.nodes: dict[str, Node] = {}
+        self.disk_operations = 0
+        """Begun so far, on all machines."""
+        self.power_cut_at: int | None = None
+        """At the disk operation of this number (from 1) every machine loses power, before it happens."""
+        self._nursery = nursery
+
+    def add(self, name: str) -> Node:
+        """A new machine with an empty disk, not running."""
+        assert name not in self.nodes
+        node = Node(name, Platter(chance(self.seed, "platter", name)))
+
+        def before_operation(operation: str, path: str) -> None:
+            self.disk_operations += 1
+            self.trace.record(name, operation, path)
+            if self.disk_operations == self.power_cut_at:
+                self.power_cut()
+
+        node.platter.before_operation = before_operation
+        self.nodes[name] = node
+        return node
+
+    def boot(self, node: Node) -> Machine:
+        """Start a machine without a program: for a client that is the scenario itself."""
+        assert not node.is_up
+        node.boots += 1
+        node.scope = trio.CancelScope()
+        self.fabric.wake(node.name)
+        disk = SimDisk(node.platter)
+        node.vfs = SimVFS(disk, node.clock)
+        entropy = SimEntropy(chance(self.seed, "entropy", node.name, node.boots))
+        network = SimNetwork(self.fabric, node.name, lambda: disk.is_alive)
+        node.machine = Machine(disk, network, entropy, node.clock, InlineOffload())
+        self.trace.record(node.name, "boot", node.boots)
+        return node.machine
+
+    async def start(self, node: Node, program: Program) -> Any:
+        """Boot and run a program; what it gave to task_status.started. MachineDead if it crashed first."""
+        try:
+            return await self._nursery.start(self._run, node, program)
+        except RuntimeError:
+            if not node.scope.cancel_called:
+                raise
+            raise MachineDead from None
+
+    async def _run(self, node: Node, program: Program, *, task_status: trio.TaskStatus[Any]) -> None:
+        machine = self.boot(node)
+        try:
+            with node.scope:
+                await program(machine, task_status=task_status)
+        except Exception as error:
+            if node.machine is machine:
+                raise
+            self.trace.record(node.name, "died with", type(error).__name__)
+        finally:
+            if node.machine is machine:
+                node.platter.shut_down()
+                self._down(node, "end")
+
+    def crash(self, node: Node, *, silently: bool = False) -> None:
+        """Power loss. Peers see their connections break, or with `silently` nothing until the next boot."""
+        if not node.is_up:
+            return
+        node.platter.crash()
+        if silently:
+            self.fabric.silence(node.name)
+        self._down(node, "crash")
+        node.scope.cancel()
+
+    def kill(self, node: Node) -> None:
+        """kill -9 of everything on a machine that goes on: nothing written is lost."""
+        if not node.is_up:
+            return
+        node.platter.shut_down()
+        self._down(node, "kill")
+        node.scope.cancel()
+
+    def power_cut(self) -> None:
+        """All machines lose power at one moment."""
+        for _, node in sorted(self.nodes.items()):
+            self.crash(node)
+
+    def _down(self, node: Node, how: str) -> None:
+        self.trace.record(node.name, how)
+        self.fabric.die(node.name)
+        node.machine = None
+        if node.vfs is not None:
+            node.vfs.unregister()
+            node.vfs = None
+
+
+@contextlib.asynccontextmanager
+async def open_world(seed: int, link: Link | None = None) -> AsyncIterator[World]:
+    """A world in the running trio loop; at the end everything in it is cancelled."""
+    async with trio.open_nursery() as nursery:
+        world = World(seed, nursery, link or Link())
+        try:
+            yield world
+        finally:
+            for _, node in sorted(world.nodes.items()):
+                world.kill(node)
+            nursery.cancel_scope.cancel()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave."""
+
+    digest: str
+    """Hash of the whole trace."""
+    events: int
+    virtual_s: float
+    result: Any
+    """What the scenario returned."""
+    lines: list[str]
+    """The end of the trace."""
+
+
+def run_world(
+    seed: int, scenario: Callable[..., Awaitable[Any]], *args: object, link: Link | None = None
+) -> Outcome:
+    """Run `scenario(world, *args)` on virtual time; its exceptions come out as they are."""
+    failure: list[Exception] = []
+
+    async def main() -> Outcome:
+        result = None
+        async with open_world(seed, link) as world:
+            try:
+                result = await scenario(world, *args)
+            except Exception as error:
+                error.add_note("\n".join(["The end of the trace:", *world.trace.last_lines[-30:]]))
+                failure.append(error)
+            digest, events = world.trace.digest, world.trace.count
+        return Outcome(digest, events, trio.current_time(), result, world.trace.last_lines)
+
+    outcome = run_seeded(seed, main)
+    if failure:
+        raise failure[0]
+    return outcome
