@@ -1,6 +1,7 @@
 """`gridfs-storage`: serve a directory of shares, and give access to it.
 
-The edge: the only place here that reads the command line, handles signals and turns errors into one line and an exit code. What a command needs is imported when it runs.
+The edge: the only place here that reads the command line, handles signals and turns errors into one line
+and an exit code. What a command needs is imported when it runs.
 """
 
 from __future__ import annotations

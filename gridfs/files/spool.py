@@ -16,6 +16,7 @@ Concurrency: everything but `read_into` is called from the loop, and nothing her
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections import deque
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from gridfs.files.overlay import Source
 from storage.errors import Corrupt, Exhausted, Refused
 from storage.ports import Buffer, File, Machine
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 CHUNK = 65536
@@ -134,6 +137,7 @@ class Spool:
         broken = False
         for slot in found:
             if broken:
+                logger.error("spool slot %d does not follow the one before it and is set aside", slot.index)
                 slot.file.close()
                 self._disk.replace(self._path(slot.index), self._path(slot.index) + ".aside")
                 continue
@@ -330,6 +334,9 @@ class Spool:
             needed = slot.live or slot.pins or slot.last > self.durable
             if needed or slot.generation == self._began:
                 break
+            # Oldest first, and before its number is forgotten: a slot that is no longer needed must not
+            # be replayed, and what is left on disk must always be one suffix of the log.
+            slot.file.write_at([bytes(SLOT_HEADER.size)], 0)
             self._slots.popleft()
             del self._by_index[slot.index]
             freed += 1

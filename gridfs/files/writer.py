@@ -51,7 +51,7 @@ class WriterConfig:
     """Part of the spool in use from which everything dirty is frozen."""
     own_pack_bytes: int = 1 << 20
     """A run of at least this length gets a pack of its own."""
-    runs_max: int = 4096
+    runs_max: int = 1024
     """Runs in one pack."""
     retry_s: float = 0.5
     retry_s_max: float = 5.0

@@ -65,18 +65,20 @@ class Bodies:
     def insert(self, ino: int, pieces: Sequence[Extent], changes: dict[int, int]) -> None:
         """Put extents into an inode's body; `changes` gathers what to add to the live bytes of packs."""
         body = self._body(ino)
+        is_new = body is None
         if body is None:
             body = self._state.next_body
             self._state.next_body += 1
-            self._database.execute("UPDATE inode SET body = ? WHERE ino = ?", (body, ino))
         held = 0
-        for piece in pieces:
+        for index, piece in enumerate(pieces):
+            if is_new and index == 0:
+                held += self._exchange(body, [], [piece], changes)
+                continue
             # One byte more on each side brings in the neighbours that may continue the same run.
             old = self._overlapping(body, piece.start - 1, piece.end + 1)
             # Dead ones leave on the way: joined to a live neighbour they would come back.
             held += self._exchange(body, old, algebra.insert(self._living(body, old), piece), changes)
-        if held:
-            self._database.execute("UPDATE inode SET held = held + ? WHERE ino = ?", (held, ino))
+        self._database.execute("UPDATE inode SET body = ?, held = held + ? WHERE ino = ?", (body, held, ino))
 
     def truncate(self, ino: int, size: int, number: int) -> None:
         """Take everything from byte `size` on out of an inode's body."""

@@ -120,8 +120,6 @@ class Metadata:
     @translated
     def close(self) -> None:
         """Idempotent. What was not committed is dropped; the spool has it."""
-        if self._database.in_transaction:
-            self._database.execute("ROLLBACK")
         self._steps.clear()
         self._database.close()
 

@@ -41,8 +41,10 @@ CREATE TABLE leases (
 CREATE TABLE holders (
     id INTEGER PRIMARY KEY, file_system BLOB, account BLOB, UNIQUE (file_system, account));
 CREATE TABLE volumes (number INTEGER PRIMARY KEY, dead INTEGER);
-CREATE TABLE state (volume INTEGER, offset INTEGER, shares INTEGER, bytes INTEGER, complete INTEGER);
-INSERT INTO state VALUES (0, 0, 0, 0, 0);
+CREATE TABLE state (
+    volume INTEGER, offset INTEGER, safe_volume INTEGER, safe_offset INTEGER,
+    shares INTEGER, bytes INTEGER, complete INTEGER);
+INSERT INTO state VALUES (0, 0, 0, 0, 0, 0, 0);
 """
 
 
@@ -146,10 +148,14 @@ class ShareIndex:
         row: tuple[int, ...] = self._connection.execute(query).fetchall()[0]  # type: ignore[assignment]
         return row
 
-    def position(self) -> Position | None:
-        """How far the log is followed; None for an index that was never completed."""
-        volume, offset, complete = self._row("SELECT volume, offset, complete FROM state")
-        return Position(volume, offset) if complete else None
+    def position(self) -> tuple[Position, Position] | None:
+        """(how far the log is followed, how far the renames it asks for are durable).
+
+        The second is never behind a checkpoint, the first may be ahead of it: the operating system may
+        have written this index before the directories. None for an index that was never completed.
+        """
+        *places, complete = self._row("SELECT volume, offset, safe_volume, safe_offset, complete FROM state")
+        return (Position(*places[:2]), Position(*places[2:])) if complete else None
 
     def dead_bytes(self) -> dict[int, int]:
         """Bytes per volume that nothing needs any more."""
@@ -184,8 +190,9 @@ class ShareIndex:
         elif change.lease is None:
             raise Corrupt("a lease entry without a lease")
         elif change.kind == Kind.LEASE:
-            if self.place(change.key):
-                self._hold(change.key, change.lease, item.volume)
+            # Not asking whether the share is here: when the index is made anew, compaction may have put
+            # the share's own entry behind this one.
+            self._hold(change.key, change.lease, item.volume)
         else:
             self._release(change.key, change.lease, gone)
 
@@ -204,6 +211,13 @@ class ShareIndex:
             if place:
                 self._drop(key, place)
             self._connection.execute("DELETE FROM leases WHERE pack = ? AND number = ?", key)
+
+    def purge_leases(self) -> None:
+        """Drop leases on shares that are not here."""
+        self._connection.execute(
+            "DELETE FROM leases WHERE NOT EXISTS (SELECT 1 FROM shares"
+            " WHERE shares.pack = leases.pack AND shares.number = leases.number)"
+        )
 
     def forget_volume(self, number: int) -> None:
         """Drop the account of a volume that is removed."""
@@ -266,8 +280,12 @@ class ShareIndex:
     # Life
 
     async def checkpoint(self, offload: Offload) -> None:
-        """Make the index durable; see the head of this module. Only the committing task may call it."""
+        """Make the index durable; see the head of this module. Only the committing task may call it.
+
+        The renames that the log asks for must be durable already.
+        """
         wal, database = self._files
+        self._connection.execute("UPDATE state SET safe_volume = volume, safe_offset = offset")
         await offload.run(wal.sync)
         self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         await offload.run(database.sync)

@@ -1,9 +1,10 @@
 """Opening a share directory: the index follows the log to its end, and files follow the index.
 
-After a clean stop there is nothing to follow. After a crash the log's tail, since the index was last made
-durable, is applied again; committed shares that still lie in `incoming` get their names; what nothing
-speaks of is removed. An index that is missing, unfinished or unreadable is made anew from all volumes and
-files. Synchronous: runs in a worker thread before anything else uses the directory.
+After a clean stop there is nothing to follow. After a crash the log's tail is applied where the index has
+not followed it yet, and looked at from where renames are known to be durable: committed shares that still
+lie in `incoming` get their names; what nothing speaks of is removed. An index that is missing, unfinished or
+unreadable is made anew from all volumes and files. Synchronous: runs in a worker thread before anything else
+uses the directory.
 """
 
 from __future__ import annotations
@@ -86,12 +87,15 @@ class _Recovery:
         self._gone: dict[ShareKey, None] = {}
 
     def run(self) -> None:
-        position = self._index.position()
-        self._follow(position or Position(0, 0), remember=position is not None)
-        if position is None:
+        positions = self._index.position()
+        if positions is None:
+            self._follow(Position(0, 0), Position(0, 0), remember=False)
             self._adopt_all()
             self._find_strays()
+            self._index.purge_leases()
         else:
+            followed, safe = positions
+            self._follow(followed, safe, remember=True)
             self._adopt_written()
         # Only now: a share that was released and put again has its newer file under the same name.
         for key in self._gone:
@@ -100,21 +104,30 @@ class _Recovery:
         if count := self._files.clear_incoming():
             _LOGGER.info("%d unfinished shares removed", count)
 
-    def _follow(self, start: Position, *, remember: bool) -> None:
+    def _follow(self, followed: Position, safe: Position, *, remember: bool) -> None:
         chunk: list[Logged] = []
-        reached = start
-        for logged, reached in self._volumes.replay(start):
+        reached = followed
+        for logged, behind in self._volumes.replay(min(safe, followed)):
+            self._note_files(logged, remember)
+            if behind <= followed:
+                continue
             chunk.append(logged)
-            change = logged.change
-            if change.kind == Kind.FILE:
-                if remember:
-                    self._written[change.key] = None
-                if self._files.is_leftover(change.key, change.serial):
-                    self._serials[change.key] = change.serial
+            reached = behind
             if len(chunk) == _CHUNK:
                 self._apply(chunk, reached)
                 chunk = []
         self._apply(chunk, reached)
+
+    def _note_files(self, logged: Logged, remember: bool) -> None:
+        change = logged.change
+        if change.kind == Kind.FILE:
+            if remember:
+                self._written[change.key] = None
+            if self._files.is_leftover(change.key, change.serial):
+                self._serials[change.key] = change.serial
+        elif change.kind == Kind.RELEASE and remember:
+            # Its file may have come back, if the removal was not durable.
+            self._gone[change.key] = None
 
     def _apply(self, chunk: list[Logged], reached: Position) -> None:
         for key, place in self._index.apply(chunk, reached):

@@ -231,7 +231,8 @@ class Connection:
 
     def _end(self, number: int, pending: _Pending) -> None:
         """The last frame came, or none ever will: the credits are free."""
-        del self._pending[number]
+        if self._pending.pop(number, None) is None:
+            return  # the connection failed meanwhile, and told everybody
         self._requests.release(1)
         self._bodies.release(pending.body_size)
         self._replies.release(pending.asked)

@@ -57,6 +57,7 @@ EMPTY_ROOT = hash_table(b"")
 
 _HEADER = struct.Struct(">8sHHHHI4xQ32s")
 _CERTIFIED = struct.Struct(">HHHIQ")
+RESERVED = slice(20, 24)
 assert _HEADER.size == HEADER_SIZE
 assert _CERTIFIED.size == 18
 
@@ -100,7 +101,7 @@ class ShareHeader:
             geometry = Geometry(k, n, length, block_size)
         except ValueError as error:
             raise Corrupt(f"share header: {error}") from None
-        if number >= n or any(view[24:28]):
+        if number >= n or any(view[RESERVED]):
             raise Corrupt("share header: number or reserved bytes out of range")
         if len(view) < geometry.data_offset:
             raise Corrupt(f"share header is cut short at {len(view)} bytes")

@@ -145,9 +145,10 @@ class Session:
 
     def _open(self, frame: Frame, payload: bytes, nursery: trio.Nursery) -> None:
         """A new request. Raises Refused where the peer breaks the protocol or exceeds its credits."""
-        if frame.request <= self._newest:
-            raise Refused("a request number that does not rise")
-        self._newest = frame.request
+        # Numbers rise within a class only: a more urgent request overtakes those still queued.
+        if frame.request in self._active:
+            raise Refused("a request number that is in use")
+        self._newest = max(self._newest, frame.request)
         request = wire.decode_request(payload)
         if len(self._active) >= SLACK * wire.REQUESTS_WINDOW:
             raise Refused("more requests than its window allows")

@@ -102,7 +102,8 @@ class FrameReceiver:
                 self._filling = views
                 try:
                     count = await self._stream.receive_into([*views, self._stage])
-                except ValueError:
+                except (ValueError, TypeError):
+                    # What a released view gives, by the kind of stream.
                     if not self._revoked:
                         raise
                     count = -1

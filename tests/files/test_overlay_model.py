@@ -272,9 +272,7 @@ class Life(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("cut_rows_max", [0, 2, 1000])
-def test_files_read_as_written_through_every_life(
-    cut_rows_max: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_read_as_written_through_every_life(cut_rows_max: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where even the smallest truncate goes through the work list."""
     monkeypatch.setattr(bodies, "CUT_ROWS_MAX", cut_rows_max)
     run_state_machine_as_test(

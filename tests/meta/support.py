@@ -29,9 +29,10 @@ class MaskSealer:
 class Driver:
     """A store with a counter of operations, so that a test reads as a list of changes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sealer: MaskSealer | None = None, vfs: str | None = None) -> None:
         self.path = str(path)
-        self.store = Metadata.create(self.path, MaskSealer(), time=1)
+        self.vfs = vfs
+        self.store = Metadata.create(self.path, sealer or MaskSealer(), vfs=vfs, time=1)
         self.number = 0
 
     def do(self, operation: Operation) -> int:
@@ -46,7 +47,7 @@ class Driver:
 
     def reopen(self) -> None:
         self.store.close()
-        self.store = Metadata.open(self.path, MaskSealer())
+        self.store = Metadata.open(self.path, MaskSealer(), vfs=self.vfs)
 
     def refused(self, operation: Operation) -> str:
         """Apply what must not fit; the state may not change. Returns the reason."""

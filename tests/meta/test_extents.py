@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,7 +54,7 @@ def test_the_latest_frozen_byte_wins_in_any_order(items: list[Extent]) -> None:
                 expected[byte] = (item.pack_ref, item.skip + byte - item.start)
         assert bytes_of(state) == expected
         assert insert(state, item) == state
-    assert not any(continues(left, right) for left, right in zip(state, state[1:], strict=False))
+    assert not any(continues(left, right) for left, right in pairwise(state))
     backwards: list[Extent] = []
     for item in sorted(items, key=lambda item: -item.frozen):
         backwards = insert(backwards, item)
@@ -86,6 +88,20 @@ def test_neighbours_of_one_run_become_one() -> None:
     assert state == [extent(0, 20, 5)]
     other_run = insert(state, extent(20, 10, 5, skip=20, run=1))
     assert len(other_run) == 2
+
+
+def test_what_was_frozen_at_one_time_gives_way_to_the_same_committed_again() -> None:
+    assert insert([extent(0, 10, 5, pack=1)], extent(2, 4, 5, pack=2)) == [
+        extent(0, 2, 5, pack=1),
+        extent(2, 4, 5, pack=2),
+        extent(6, 4, 5, pack=1, skip=6),
+    ]
+
+
+def test_parts_of_one_run_that_were_frozen_at_different_times_stay_apart() -> None:
+    left, right = extent(0, 10, 5), extent(10, 10, 6, skip=10)
+    assert not continues(left, right)
+    assert insert([left], right) == [left, right]
 
 
 def test_a_hole_in_the_middle_is_filled_and_the_run_is_whole_again() -> None:

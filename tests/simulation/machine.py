@@ -67,8 +67,9 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.disk_operations = 0
         """Begun so far, on all machines."""
-        self.power_cut_at: int | None = None
-        """At the disk operation of this number (from 1) every machine loses power, before it happens."""
+        self._victims: list[Node] = []
+        self._operations_left = 0
+        """Until the victims lose power; 0 for never."""
         self._nursery = nursery
 
     def add(self, name: str) -> Node:
@@ -79,8 +80,10 @@ class World:
         def before_operation(operation: str, path: str) -> None:
             self.disk_operations += 1
             self.trace.record(name, operation, path)
-            if self.disk_operations == self.power_cut_at:
-                self.power_cut()
+            if node in self._victims and self._operations_left:
+                self._operations_left -= 1
+                if not self._operations_left:
+                    self.power_cut(*self._victims)
 
         node.platter.before_operation = before_operation
         self.nodes[name] = node
@@ -141,10 +144,19 @@ class World:
         self._down(node, "kill")
         node.scope.cancel()
 
-    def power_cut(self) -> None:
-        """All machines lose power at one moment."""
-        for _, node in sorted(self.nodes.items()):
+    def power_cut(self, *nodes: Node) -> None:
+        """These machines lose power at one moment; all, if none is named."""
+        for node in nodes or [self.nodes[name] for name in sorted(self.nodes)]:
             self.crash(node)
+
+    def cut_power_at(self, operation: int, *nodes: Node) -> None:
+        """Let these machines (all that there are, if none is named) lose power together.
+
+        `operation`: before which of their disk operations from now on, counted from 1; 0 takes an earlier
+        call back.
+        """
+        self._victims = list(nodes) or [self.nodes[name] for name in sorted(self.nodes)]
+        self._operations_left = operation
 
     def _down(self, node: Node, how: str) -> None:
         self.trace.record(node.name, how)
@@ -163,9 +175,10 @@ async def open_world(seed: int, link: Link | None = None) -> AsyncIterator[World
         try:
             yield world
         finally:
-            for _, node in sorted(world.nodes.items()):
-                world.kill(node)
+            # Programs that still run end as after SIGTERM, with a disk that works.
             nursery.cancel_scope.cancel()
+    for _, node in sorted(world.nodes.items()):
+        world.kill(node)
 
 
 @dataclass(frozen=True)

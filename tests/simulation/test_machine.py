@@ -74,7 +74,7 @@ async def crash_point(world: World, at: int, bug: str) -> tuple[bool, bool]:
     await world.start(server, store)
     await put(client, old)
     await trio.sleep(1)
-    world.disk_operations, world.power_cut_at = 0, at
+    world.cut_power_at(at, server)
     acknowledged = True
     try:
         await put(client, new)
@@ -83,7 +83,7 @@ async def crash_point(world: World, at: int, bug: str) -> tuple[bool, bool]:
         acknowledged = False
     was_cut = not server.is_up
     world.crash(server)
-    world.power_cut_at = None
+    world.cut_power_at(0)
     value = kept(world.boot(server))
     return was_cut, value == new or (value == old and not acknowledged)
 
@@ -171,9 +171,10 @@ def test_a_crash_while_a_program_starts_is_told_to_who_started_it() -> None:
         await trio.sleep_forever()
 
     async def scenario(world: World) -> None:
-        world.power_cut_at = 1
+        node = world.add("server")
+        world.cut_power_at(1)
         with pytest.raises(MachineDead):
-            await world.start(world.add("server"), slow)
+            await world.start(node, slow)
 
     run_world(1, scenario)
 

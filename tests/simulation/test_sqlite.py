@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import apsw
@@ -36,8 +38,15 @@ class Laptop:
         self.disk = SimDisk(self.platter)
         self.vfs = SimVFS(self.disk, clock)
 
-    def open(self, journal: str) -> apsw.Connection:
+        self.connections: list[apsw.Connection] = []
+
+    def connect(self) -> apsw.Connection:
         connection = apsw.Connection(PATH, vfs=self.vfs.name)
+        self.connections.append(connection)
+        return connection
+
+    def open(self, journal: str) -> apsw.Connection:
+        connection = self.connect()
         if journal == "wal":
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         # With FULL a rollback journal that was removed may come back and undo what was committed.
@@ -46,15 +55,37 @@ class Laptop:
         return connection
 
     def crash(self) -> None:
-        self.platter.crash()
-        self.vfs.unregister()
+        self.close()
         self.boot()
+
+    def close(self) -> None:
+        self.platter.crash()
+        for connection in self.connections:
+            with contextlib.suppress(apsw.Error):
+                connection.close(True)
+        self.vfs.unregister()
+
+
+@pytest.fixture
+def make_laptop() -> Iterator[Callable[[int], Laptop]]:
+    laptops: list[Laptop] = []
+
+    def make(seed: int) -> Laptop:
+        laptops.append(Laptop(seed))
+        return laptops[-1]
+
+    yield make
+    for laptop in laptops:
+        laptop.close()
+
+
+MakeLaptop = Callable[[int], Laptop]
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete", "truncate"])
-def test_what_was_committed_survives_a_crash(journal: str) -> None:
+def test_what_was_committed_survives_a_crash(journal: str, make_laptop: MakeLaptop) -> None:
     for seed in range(8):
-        laptop = Laptop(seed)
+        laptop = make_laptop(seed)
         db = laptop.open(journal)
         db.execute("CREATE TABLE t (x)")
         for number in range(20):
@@ -66,13 +97,13 @@ def test_what_was_committed_survives_a_crash(journal: str) -> None:
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
-def test_a_transaction_is_whole_or_absent_at_every_crash_point(journal: str) -> None:
+def test_a_transaction_is_whole_or_absent_at_every_crash_point(journal: str, make_laptop: MakeLaptop) -> None:
     """Crash at each disk operation of one transaction over many pages, in turn, until none is hit."""
     outcomes = set()
     at = 0
     while True:
         at += 1
-        laptop = Laptop(at)
+        laptop = make_laptop(at)
         db = laptop.open(journal)
         db.execute("CREATE TABLE t (x)")
         db.execute("INSERT INTO t VALUES (zeroblob(40000))")
@@ -102,11 +133,11 @@ def test_a_transaction_is_whole_or_absent_at_every_crash_point(journal: str) -> 
     assert outcomes == {30000, 40000}
 
 
-def test_without_sync_a_transaction_may_be_lost() -> None:
+def test_without_sync_a_transaction_may_be_lost(make_laptop: MakeLaptop) -> None:
     """The simulator sees a missing fsync: SQLite told not to sync loses what it acknowledged."""
     counts = set()
     for seed in range(30):
-        laptop = Laptop(seed)
+        laptop = make_laptop(seed)
         db = laptop.open("wal")
         db.execute("CREATE TABLE t (x)")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -117,21 +148,21 @@ def test_without_sync_a_transaction_may_be_lost() -> None:
     assert counts == {0, 1}
 
 
-def test_wal_needs_exclusive_mode_and_sqlite_says_so() -> None:
-    laptop = Laptop(0)
+def test_wal_needs_exclusive_mode_and_sqlite_says_so(make_laptop: MakeLaptop) -> None:
+    laptop = make_laptop(0)
     assert not laptop.vfs.supports_shared_memory
-    db = apsw.Connection(PATH, vfs=laptop.vfs.name)
+    db = laptop.connect()
     assert db.execute("PRAGMA journal_mode=WAL").get == "delete"
     db.execute("PRAGMA locking_mode=EXCLUSIVE")
     assert db.execute("PRAGMA journal_mode=WAL").get == "wal"
     db.execute("CREATE TABLE t (x)")
-    second = apsw.Connection(PATH, vfs=laptop.vfs.name)
+    second = laptop.connect()
     with pytest.raises(apsw.BusyError):
         second.execute("SELECT * FROM t")
 
 
-def test_two_connections_share_a_rollback_journal_by_locks() -> None:
-    laptop = Laptop(0)
+def test_two_connections_share_a_rollback_journal_by_locks(make_laptop: MakeLaptop) -> None:
+    laptop = make_laptop(0)
     first, second = laptop.open("delete"), laptop.open("delete")
     first.execute("CREATE TABLE t (x)")
     first.execute("BEGIN IMMEDIATE")
@@ -149,8 +180,8 @@ def test_two_connections_share_a_rollback_journal_by_locks() -> None:
     assert first.execute("SELECT count(*) FROM t").get == 2
 
 
-def test_a_full_disk_and_a_bad_one_are_told_apart() -> None:
-    laptop = Laptop(0)
+def test_a_full_disk_and_a_bad_one_are_told_apart(make_laptop: MakeLaptop) -> None:
+    laptop = make_laptop(0)
     db = laptop.open("wal")
     db.execute("CREATE TABLE t (x)")
     laptop.platter.faults.append(DiskFault("write", errno.ENOSPC))
@@ -165,8 +196,8 @@ def test_a_full_disk_and_a_bad_one_are_told_apart() -> None:
     assert db.execute("SELECT count(*) FROM t").get == 1
 
 
-def test_the_connection_of_a_dead_machine_fails_and_can_be_closed() -> None:
-    laptop = Laptop(0)
+def test_the_connection_of_a_dead_machine_fails_and_can_be_closed(make_laptop: MakeLaptop) -> None:
+    laptop = make_laptop(0)
     db = laptop.open("wal")
     db.execute("CREATE TABLE t (x)")
     laptop.platter.crash()
@@ -176,8 +207,8 @@ def test_the_connection_of_a_dead_machine_fails_and_can_be_closed() -> None:
     db.close(True)
 
 
-def test_time_in_sqlite_is_the_machines() -> None:
-    db = Laptop(0).open("delete")
+def test_time_in_sqlite_is_the_machines(make_laptop: MakeLaptop) -> None:
+    db = make_laptop(0).open("delete")
     assert db.execute("SELECT unixepoch('now'), datetime('now')").get == (
         1_800_000_000,
         "2027-01-15 08:00:00",

@@ -91,8 +91,17 @@ def test_locate_refuses_what_is_not_inside_one_block(offset: int, length: int) -
 
 @pytest.mark.parametrize(
     ("k", "n", "length", "block"),
-    [(0, 1, 1, 10), (2, 1, 1, 10), (1, 257, 1, 10), (1, 1, 0, 10), (1, 1, 1, 0), (1, 1, 1, BLOCK_SIZE + 1)]
-    + [(1, 1, 129 * 10, 10), (60, 100, 3 * 600, 10), (256, 256, 5120, 10)],
+    [
+        (0, 1, 1, 10),
+        (2, 1, 1, 10),
+        (1, 257, 1, 10),
+        (1, 1, 0, 10),
+        (1, 1, 1, 0),
+        (1, 1, 1, BLOCK_SIZE + 1),
+        (1, 1, 129 * 10, 10),
+        (60, 100, 3 * 600, 10),
+        (256, 256, 5120, 10),
+    ],
 )
 def test_geometry_has_limits(k: int, n: int, length: int, block: int) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 -- which limit is said in several ways
@@ -147,6 +156,17 @@ def test_decoding_any_bytes_gives_a_header_or_an_error(data: bytes) -> None:
         except StorageError:
             continue
         assert header.encode() == candidate[: header.geometry.data_offset]
+
+
+def test_every_single_byte_of_a_share_counts() -> None:
+    """No byte of header, path, blocks or table is without meaning, reserved ones included."""
+    geometry = Geometry(2, 4, 75, 10)
+    built, shares = shares_of(geometry)
+    for at in range(len(shares[1])):
+        damaged = bytearray(shares[1])
+        damaged[at] ^= 1
+        with pytest.raises(Refused if at in (8, 9) else Corrupt):
+            verify_share(built.pack_id, 1, damaged)
 
 
 def test_the_verifier_speaks_up_before_the_table_arrives() -> None:

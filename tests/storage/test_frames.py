@@ -1,0 +1,231 @@
+"""Frames and the link: every byte, limits, order by class, revocation, and peers that both send."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.errors import Refused, StorageError, Unavailable
+from storage.transport.link import FrameReceiver, FrameSender, Outgoing
+from storage.wire.frames import (
+    HEADER_SIZE,
+    PAYLOAD_SIZE_MAX,
+    REQUEST_NUMBER_MAX,
+    Frame,
+    Kind,
+    Traffic,
+    decode_frame,
+    encode_frame,
+)
+from tests.storage.servers import stream_pair, until
+
+
+def test_golden_header() -> None:
+    """The worked bytes of SPEC.md."""
+    header = encode_frame(65536, Kind.DATA, Traffic.UPLOAD, 7)
+    assert header.hex() == "00010000040200000000000000000007"
+    assert decode_frame(header) == Frame(65536, Kind.DATA, Traffic.UPLOAD, 7)
+
+
+@given(
+    st.integers(0, PAYLOAD_SIZE_MAX),
+    st.sampled_from(Kind),
+    st.sampled_from(Traffic),
+    st.integers(0, REQUEST_NUMBER_MAX),
+)
+def test_header_round_trip(length: int, kind: Kind, traffic: Traffic, request: int) -> None:
+    assert decode_frame(encode_frame(length, kind, traffic, request)) == (length, kind, traffic, request)
+
+
+@given(st.binary(min_size=HEADER_SIZE, max_size=HEADER_SIZE))
+def test_any_bytes_are_a_frame_or_refused(header: bytes) -> None:
+    try:
+        frame = decode_frame(header)
+    except Refused:
+        return
+    assert encode_frame(*frame) == header
+
+
+@pytest.mark.parametrize(
+    ("header", "word"),
+    [
+        ("00040001040200000000000000000007", "payload"),
+        ("00000000000200000000000000000007", "kind"),
+        ("00000000070200000000000000000007", "kind"),
+        ("00000000040500000000000000000007", "class"),
+        ("00000000040200010000000000000007", "reserved"),
+        ("00000000040200008000000000000000", "number"),
+    ],
+)
+def test_each_limit_is_refused(header: str, word: str) -> None:
+    with pytest.raises(Refused, match=word):
+        decode_frame(bytes.fromhex(header))
+
+
+async def _collect(receiver: FrameReceiver, count: int) -> list[tuple[Frame, bytes]]:
+    frames = []
+    for _ in range(count):
+        frame = await receiver.frame()
+        assert frame is not None
+        frames.append((frame, await receiver.message(frame.length)))
+    return frames
+
+
+def _outgoing(number: int, traffic: Traffic, size: int) -> Outgoing:
+    return Outgoing(number, traffic, Kind.REQUEST, b"?", [bytes([number]) * size], size)
+
+
+async def test_an_urgent_message_passes_a_long_one_at_the_next_frame() -> None:
+    with stream_pair(16384) as (ours, theirs):
+        sender, receiver = FrameSender(ours, 5), FrameReceiver(theirs, 5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sender.run)
+            sender.send_nowait(_outgoing(1, Traffic.UPLOAD, 8 * PAYLOAD_SIZE_MAX))
+            assert [frame.request for frame, _ in await _collect(receiver, 2)] == [1, 1]
+            sender.send_nowait(_outgoing(2, Traffic.DEMAND, 4096))
+            numbers = [frame.request for frame, _ in await _collect(receiver, 9)]
+            # At most the one frame that was on its way comes before it.
+            assert numbers.index(2) <= 1
+            assert numbers.count(2) == 2
+            nursery.cancel_scope.cancel()
+
+
+async def test_urgent_messages_do_not_starve_others_for_ever() -> None:
+    with stream_pair() as (ours, theirs):
+        sender, receiver = FrameSender(ours, 5), FrameReceiver(theirs, 5)
+        for number in range(2, 100):
+            sender.send_nowait(_outgoing(number, Traffic.HEAD, 0))
+        sender.send_nowait(_outgoing(1, Traffic.REPAIR, 0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sender.run)
+            numbers = [frame.request for frame, _ in await _collect(receiver, 99)]
+            nursery.cancel_scope.cancel()
+        assert numbers.index(1) < 20
+        assert sorted(numbers) == list(range(1, 100))
+
+
+async def test_bodies_of_many_parts_arrive_whole_and_in_order() -> None:
+    with stream_pair() as (ours, theirs):
+        sender, receiver = FrameSender(ours, 5), FrameReceiver(theirs, 5)
+        parts = [bytes([i % 256]) * (i % 700) for i in range(3000)]
+        body = b"".join(parts)
+        ends: list[int] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sender.run)
+            sender.send_nowait(
+                Outgoing(1, Traffic.UPLOAD, Kind.REQUEST, b"?", parts, len(body), lambda: ends.append(1))
+            )
+            got = bytearray()
+            assert (await _collect(receiver, 1))[0][1] == b"?"
+            while len(got) < len(body):
+                frame, payload = (await _collect(receiver, 1))[0]
+                assert frame.kind is Kind.DATA
+                got += payload
+            await until(lambda: ends == [1])
+            nursery.cancel_scope.cancel()
+        assert got == body
+
+
+async def test_a_payload_lands_in_its_views_and_the_next_frame_is_not_lost() -> None:
+    with stream_pair() as (ours, theirs):
+        receiver = FrameReceiver(theirs, 5)
+        body = bytes(range(256)) * 40
+        await ours.send_all([encode_frame(len(body), Kind.DATA, Traffic.DEMAND, 1), body])
+        await ours.send_all([encode_frame(3, Kind.REPLY, Traffic.DEMAND, 2), b"abc"])
+        frame = await receiver.frame()
+        assert frame is not None
+        buffer = memoryview(bytearray(len(body)))
+        await receiver.payload([buffer[:1], buffer[1:5000], buffer[5000:]], frame.length)
+        assert bytes(buffer) == body
+        assert await _collect(receiver, 1) == [(Frame(3, Kind.REPLY, Traffic.DEMAND, 2), b"abc")]
+        ours.close()
+        assert await receiver.frame() is None
+
+
+async def test_revoked_views_get_no_byte_more() -> None:
+    with stream_pair() as (ours, theirs):
+        receiver = FrameReceiver(theirs, 5)
+        buffer = bytearray(10_000)
+        done = trio.Event()
+
+        async def receive() -> None:
+            assert await receiver.frame() is not None
+            await receiver.payload([memoryview(buffer)[:4000], memoryview(buffer)[4000:]], 10_000)
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await ours.send_all([encode_frame(10_000, Kind.DATA, Traffic.DEMAND, 1), b"x" * 5000])
+            await until(lambda: buffer[4999] == ord("x"))
+            await trio.testing.wait_all_tasks_blocked()
+            # The receive that is waiting in the system holds these very views.
+            receiver.revoke()
+            buffer[:] = b"." * 10_000
+            await ours.send_all([b"y" * 5000, encode_frame(1, Kind.REPLY, Traffic.DEMAND, 2), b"z"])
+            await done.wait()
+            assert buffer == b"." * 10_000
+            assert (await _collect(receiver, 1))[0][1] == b"z"
+
+
+@pytest.mark.parametrize("sent", [b"\0" * 5, encode_frame(9, Kind.REPLY, Traffic.HEAD, 1) + b"1234"])
+async def test_an_end_inside_a_frame_is_an_error(sent: bytes) -> None:
+    with stream_pair() as (ours, theirs):
+        await ours.send_all([sent])
+        ours.close()
+        with pytest.raises(Unavailable, match="middle of a frame"):
+            await _collect(FrameReceiver(theirs, 5), 1)
+
+
+async def test_a_peer_that_takes_nothing_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    with stream_pair(16384) as (ours, _theirs):
+        sender = FrameSender(ours, 60)
+        ends: list[int] = []
+        size = 4 * PAYLOAD_SIZE_MAX
+        sender.send_nowait(
+            Outgoing(1, Traffic.UPLOAD, Kind.REQUEST, b"?", [bytes(size)], size, lambda: ends.append(1))
+        )
+        with pytest.raises(Unavailable, match="takes no more"):
+            await sender.run()
+        assert ends == [1]
+        assert trio.current_time() >= 60
+
+
+async def test_two_peers_that_send_with_full_buffers_do_not_stop() -> None:
+    """The lesson: each side's receiver never waits for its own sender."""
+    with stream_pair(8192) as streams:
+        size = 6 * 1024 * 1024
+
+        async def receive(receiver: FrameReceiver) -> None:
+            total = 0
+            while total < size:
+                frame = await receiver.frame()
+                assert frame is not None
+                await receiver.payload([receiver.scratch[: frame.length]], frame.length)
+                total += frame.length if frame.kind is Kind.DATA else 0
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                senders = [FrameSender(stream, 5) for stream in streams]
+                async with trio.open_nursery() as receivers:
+                    for number, (stream, sender) in enumerate(zip(streams, senders, strict=True), 1):
+                        nursery.start_soon(sender.run)
+                        sender.send_nowait(_outgoing(number, Traffic.UPLOAD, size))
+                        receivers.start_soon(receive, FrameReceiver(stream, 5))
+                nursery.cancel_scope.cancel()
+
+
+@given(data=st.binary(max_size=200))
+async def test_any_bytes_end_a_receiver_cleanly(data: bytes) -> None:
+    with stream_pair() as (ours, theirs):
+        await ours.send_all([data])
+        ours.close()
+        receiver = FrameReceiver(theirs, 5)
+        try:
+            while (frame := await receiver.frame()) is not None:
+                assert len(await receiver.message(frame.length)) == frame.length
+        except StorageError:
+            pass
+        theirs.close()

@@ -1,0 +1,288 @@
+"""Head logs: promises, records, trims, bounds, and what is there after a kill."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.errors import Conflict, Corrupt, Exhausted, Missing, Refused, StorageError, Unavailable
+from storage.format.head import GENESIS, PAYLOAD_MAX
+from storage.headlog import HeadLogConfig, HeadLogs, HeadRecord, log_name, trim_signed_bytes
+from storage.host import OsDisk, ThreadOffload
+from tests.storage.test_volumes import CountingDisk
+
+MOUNT, OTHER = b"m" * 16, b"o" * 16
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Writer:
+    """Signs what a file system would."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
+        self.key = self._key.public_key().public_bytes_raw()
+        self.log = log_name(self.key)
+
+    def record(
+        self, epoch: int, sequence: int, payload: bytes = b"sealed", mount: bytes = MOUNT
+    ) -> HeadRecord:
+        blank = HeadRecord(epoch, sequence, GENESIS, payload, bytes(64), mount)
+        return replace(blank, signature=self._key.sign(blank.signed_bytes(self.log)))
+
+    def cut(self, epoch: int, sequence: int) -> tuple[bytes, tuple[int, int], bytes]:
+        before = (epoch, sequence)
+        return self.log, before, self._key.sign(trim_signed_bytes(self.log, before))
+
+
+@asynccontextmanager
+async def opened(
+    directory: Path, config: HeadLogConfig | None = None, disk: OsDisk | None = None
+) -> AsyncIterator[HeadLogs]:
+    logs = HeadLogs(disk or OsDisk(), ThreadOffload(), str(directory), config)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: logs.run(task_status=task_status))
+            yield logs
+            nursery.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+@pytest.fixture
+async def logs(tmp_path: Path) -> AsyncIterator[HeadLogs]:
+    async with opened(tmp_path / "heads") as made:
+        yield made
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer()
+
+
+async def test_the_first_claim_creates_a_log_named_by_its_key(logs: HeadLogs, writer: Writer) -> None:
+    with pytest.raises(Refused):
+        await logs.claim(writer.log, Writer(2).key, 1, MOUNT)
+    assert await logs.claim(writer.log, writer.key, 1, MOUNT) == (1, MOUNT, None)
+    with pytest.raises(Refused):
+        await logs.claim(writer.log, Writer(2).key, 2, MOUNT)
+    with pytest.raises(Refused, match="malformed"):
+        await logs.claim(writer.log, writer.key, 2, b"short")
+
+
+async def test_a_promise_shuts_out_older_epochs_and_other_mounts(logs: HeadLogs, writer: Writer) -> None:
+    await logs.claim(writer.log, writer.key, 5, MOUNT)
+    assert (await logs.claim(writer.log, writer.key, 5, MOUNT))[:2] == (5, MOUNT)
+    with pytest.raises(Conflict, match="another mount"):
+        await logs.claim(writer.log, writer.key, 5, OTHER)
+    with pytest.raises(Conflict, match="older"):
+        await logs.claim(writer.log, writer.key, 4, MOUNT)
+    await logs.append(writer.log, writer.record(5, 1))
+    newest = writer.record(5, 2)
+    await logs.append(writer.log, newest)
+    assert await logs.claim(writer.log, writer.key, 6, OTHER) == (6, OTHER, newest)
+    with pytest.raises(Conflict):
+        await logs.append(writer.log, writer.record(5, 3))
+    with pytest.raises(Conflict):
+        await logs.append(writer.log, newest)
+    with pytest.raises(Conflict, match="another mount"):
+        await logs.append(writer.log, writer.record(6, 3, mount=MOUNT))
+    await logs.append(writer.log, writer.record(6, 3, mount=OTHER))
+
+
+async def test_an_epoch_must_be_claimed_before_it_is_written(logs: HeadLogs, writer: Writer) -> None:
+    with pytest.raises(Missing):
+        await logs.append(writer.log, writer.record(1, 1))
+    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    with pytest.raises(Conflict, match="1 is promised"):
+        await logs.append(writer.log, writer.record(2, 1))
+
+
+async def test_only_rightly_signed_records_are_kept(logs: HeadLogs, writer: Writer) -> None:
+    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    good = writer.record(1, 1)
+    for forged in (
+        replace(good, payload=b"other"),
+        replace(good, sequence=2),
+        replace(good, previous=b"p" * 32),
+        replace(good, mount_id=OTHER),
+        replace(good, signature=bytes(64)),
+        Writer(2).record(1, 1),
+    ):
+        with pytest.raises(Refused):
+            await logs.append(writer.log, forged)
+    assert logs.read(writer.log, None, 1000) == []
+
+
+async def test_a_record_is_kept_once_and_its_place_is_taken(logs: HeadLogs, writer: Writer) -> None:
+    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    for _ in range(2):
+        await logs.append(writer.log, writer.record(1, 3))
+    with pytest.raises(Conflict, match="another record"):
+        await logs.append(writer.log, writer.record(1, 3, b"other"))
+    with pytest.raises(Conflict, match="older than the newest"):
+        await logs.append(writer.log, writer.record(1, 2))
+    await logs.append(writer.log, writer.record(1, 9))
+    await logs.append(writer.log, writer.record(1, 3))
+    assert logs.read(writer.log, None, 10**6) == [writer.record(1, 3), writer.record(1, 9)]
+
+
+async def test_a_record_of_zero_mount_goes_by_its_epoch_alone(logs: HeadLogs, writer: Writer) -> None:
+    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    await logs.append(writer.log, writer.record(1, 1, mount=bytes(16)))
+    assert len(logs.read(writer.log, None, 1000)) == 1
+
+
+async def test_reading_goes_on_behind_a_stamp_and_stops_at_a_limit(logs: HeadLogs, writer: Writer) -> None:
+    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    records = [writer.record(1, sequence, bytes(100)) for sequence in range(10)]
+    for record in records:
+        await logs.append(writer.log, record)
+    assert logs.read(writer.log, None, 10**6) == records
+    assert logs.read(writer.log, (1, 6), 10**6) == records[7:]
+    assert logs.read(writer.log, (0, 99), 150) == records[:2]
+    assert logs.read(writer.log, None, 0) == records[:1], "a read always gets on"
+    assert logs.read(writer.log, (1, 9), 10**6) == []
+    assert logs.read(b"x" * 32, None, 10**6) == []
+
+
+async def test_a_signed_trim_drops_older_records_but_never_the_newest(logs: HeadLogs, writer: Writer) -> None:
+    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    for sequence in range(5):
+        await logs.append(writer.log, writer.record(1, sequence))
+    log, before, signature = writer.cut(1, 3)
+    with pytest.raises(Refused):
+        await logs.trim(log, (1, 4), signature)
+    for _ in range(2):
+        await logs.trim(log, before, signature)
+        assert [record.sequence for record in logs.read(log, None, 10**6)] == [3, 4]
+    await logs.trim(*writer.cut(9, 9))
+    assert [record.sequence for record in logs.read(log, None, 10**6)] == [4]
+    with pytest.raises(Missing):
+        await logs.trim(b"x" * 32, before, signature)
+
+
+async def test_logs_are_bounded(tmp_path: Path, writer: Writer) -> None:
+    config = HeadLogConfig(records_max=3, bytes_max=2000, logs_max=2)
+    async with opened(tmp_path / "heads", config) as logs:
+        await logs.claim(writer.log, writer.key, 1, MOUNT)
+        for sequence in range(3):
+            await logs.append(writer.log, writer.record(1, sequence))
+        with pytest.raises(Exhausted):
+            await logs.append(writer.log, writer.record(1, 3))
+        await logs.trim(*writer.cut(1, 2))
+        with pytest.raises(Exhausted):
+            await logs.append(writer.log, writer.record(1, 3, bytes(2000)))
+        await logs.append(writer.log, writer.record(1, 3))
+        with pytest.raises(Refused):
+            await logs.append(writer.log, writer.record(1, 4, bytes(PAYLOAD_MAX + 1)))
+        await logs.claim(Writer(2).log, Writer(2).key, 1, MOUNT)
+        with pytest.raises(Exhausted):
+            await logs.claim(Writer(3).log, Writer(3).key, 1, MOUNT)
+
+
+async def test_appends_of_several_logs_share_a_sync(tmp_path: Path) -> None:
+    disk = CountingDisk()
+    writers = [Writer(seed) for seed in range(1, 41)]
+    async with opened(tmp_path / "heads", disk=disk) as logs:
+        for writer in writers:
+            await logs.claim(writer.log, writer.key, 1, MOUNT)
+        disk.syncs.count = 0
+        async with trio.open_nursery() as nursery:
+            for writer in writers:
+                nursery.start_soon(logs.append, writer.log, writer.record(1, 1))
+        assert disk.syncs.count <= 2
+        assert logs.statistics()[:2] == (40, 40)
+
+
+async def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, writer: Writer) -> None:
+    disk = CountingDisk()
+    async with opened(tmp_path / "heads", disk=disk) as logs:
+        await logs.claim(writer.log, writer.key, 1, MOUNT)
+        disk.syncs.fail = lambda what: what == "write"
+        with pytest.raises(Exhausted):
+            await logs.append(writer.log, writer.record(1, 1))
+        disk.syncs.fail = lambda what: False
+        assert logs.read(writer.log, None, 1000) == []
+        await logs.append(writer.log, writer.record(1, 1, b"another try"))
+    async with opened(tmp_path / "heads") as logs:
+        assert logs.read(writer.log, None, 1000) == [writer.record(1, 1, b"another try")]
+
+
+async def test_everything_is_there_after_a_kill_and_a_torn_tail_is_cut(
+    tmp_path: Path, writer: Writer
+) -> None:
+    async with opened(tmp_path / "heads") as logs:
+        await logs.claim(writer.log, writer.key, 7, MOUNT)
+        for sequence in range(4):
+            await logs.append(writer.log, writer.record(7, sequence))
+        await logs.trim(*writer.cut(7, 1))
+        size = (tmp_path / "heads/heads").stat().st_size
+        await logs.append(writer.log, writer.record(7, 4))
+        shutil.copytree(tmp_path / "heads", tmp_path / "image")
+    file = tmp_path / "image/heads"
+    whole = file.read_bytes()
+    for end, kept in ((len(whole), [1, 2, 3, 4]), (len(whole) - 1, [1, 2, 3]), (size + 5, [1, 2, 3])):
+        file.write_bytes(whole[:end])
+        async with opened(tmp_path / "image") as logs:
+            assert [record.sequence for record in logs.read(writer.log, None, 10**6)] == kept
+            with pytest.raises(Conflict):
+                await logs.claim(writer.log, writer.key, 6, MOUNT)
+            await logs.append(writer.log, writer.record(7, 9))
+        async with opened(tmp_path / "image") as logs:
+            assert [record.sequence for record in logs.read(writer.log, None, 10**6)] == [*kept, 9]
+
+
+async def test_a_file_full_of_garbage_is_rewritten(tmp_path: Path, writer: Writer) -> None:
+    config = HeadLogConfig(garbage_bytes_min=10_000)
+    async with opened(tmp_path / "heads", config) as logs:
+        await logs.claim(writer.log, writer.key, 1, MOUNT)
+        for sequence in range(100):
+            await logs.append(writer.log, writer.record(1, sequence, bytes(1000)))
+            await logs.trim(*writer.cut(1, max(0, sequence - 2)))
+        assert (tmp_path / "heads/heads").stat().st_size < 30_000
+        assert [record.sequence for record in logs.read(writer.log, None, 10**6)] == [97, 98, 99]
+    async with opened(tmp_path / "heads", config) as logs:
+        assert [record.sequence for record in logs.read(writer.log, None, 10**6)] == [97, 98, 99]
+        assert (await logs.claim(writer.log, writer.key, 1, MOUNT))[0] == 1
+
+
+async def test_strange_files_are_refused_in_words(tmp_path: Path, writer: Writer) -> None:
+    async with opened(tmp_path / "heads") as logs:
+        await logs.claim(writer.log, writer.key, 1, MOUNT)
+    with pytest.raises(Unavailable):
+        await logs.claim(writer.log, writer.key, 1, MOUNT)
+    (tmp_path / "heads/heads").write_bytes(b"something else" * 10)
+    with pytest.raises(Corrupt):
+        async with opened(tmp_path / "heads"):
+            pass
+
+
+@given(st.binary(max_size=300))
+def test_decoding_any_bytes_gives_a_record_or_corrupt(data: bytes) -> None:
+    try:
+        record = HeadRecord.decode(data)
+    except StorageError:
+        return
+    assert record.encode() == data
+
+
+def test_golden_head_record(writer: Writer) -> None:
+    record = writer.record(3, 17, b"payload")
+    lines = (GOLDEN / "head-record.hex").read_text().split()
+    assert [bytes.fromhex(line) for line in lines] == [
+        writer.log,
+        record.signed_bytes(writer.log),
+        record.encode(),
+        record.record_hash(),
+        trim_signed_bytes(writer.log, (3, 17)),
+    ]
+    assert HeadRecord.decode(record.encode()) == record

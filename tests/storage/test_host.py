@@ -1,0 +1,115 @@
+"""The ports on a real machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+
+from storage.errors import Conflict
+from storage.host import OsDisk, SystemClock, SystemEntropy, ThreadOffload, lock_directory
+
+
+def test_a_file_is_written_in_parts_and_read_back(tmp_path: Path) -> None:
+    disk = OsDisk()
+    file = disk.open(str(tmp_path / "f"), create=True)
+    parts = [bytes([number % 256]) for number in range(3000)]
+    assert file.write_at(parts, 10) == 3000
+    assert file.write_at([], 0) == 0
+    file.sync()
+    assert file.size() == 3010
+    buffer = bytearray(4000)
+    assert file.read_into(memoryview(buffer), 10) == 3000
+    assert bytes(buffer[:3000]) == b"".join(parts)
+    file.resize(5)
+    assert file.read_into(memoryview(buffer), 5) == 0
+    file.close()
+    file.close()
+    assert file.descriptor is None
+    with pytest.raises(OSError, match="closed"):
+        file.size()
+
+
+def test_a_short_write_is_carried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = OsDisk().open(str(tmp_path / "f"), create=True)
+    whole = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, parts, at: whole(fd, [b"".join(parts)[:7]], at))
+    assert file.write_at([b"abcde", memoryview(b"fghij"), b"", bytearray(b"klm")], 2) == 13
+    assert (tmp_path / "f").read_bytes() == b"\0\0abcdefghijklm"
+    file.close()
+
+
+def test_opening_says_what_the_system_says(tmp_path: Path) -> None:
+    disk = OsDisk()
+    with pytest.raises(FileNotFoundError):
+        disk.open(str(tmp_path / "f"))
+    disk.open(str(tmp_path / "f"), exclusive=True).close()
+    with pytest.raises(FileExistsError):
+        disk.open(str(tmp_path / "f"), create=True, exclusive=True)
+    file = disk.open(str(tmp_path / "f"), writable=False)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        file.write_at([b"x"], 0)
+    file.close()
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o600
+
+
+def test_directories_and_names(tmp_path: Path) -> None:
+    disk = OsDisk()
+    deep = tmp_path / "a/b/c"
+    disk.make_directory(str(deep))
+    disk.make_directory(str(deep))
+    assert [path.stat().st_mode & 0o777 for path in (deep, deep.parent)] == [0o700, 0o700]
+    for name in ("z", "y"):
+        disk.open(str(deep / name), create=True).close()
+    disk.replace(str(deep / "z"), str(deep / "x"))
+    disk.sync_directory(str(deep))
+    assert disk.names(str(deep)) == ["x", "y"]
+    disk.remove(str(deep / "x"))
+    with pytest.raises(FileNotFoundError):
+        disk.remove(str(deep / "x"))
+    with pytest.raises(FileNotFoundError):
+        disk.names(str(tmp_path / "none"))
+    with pytest.raises(FileExistsError):
+        disk.make_directory(str(deep / "y"))
+    space = disk.space(str(deep))
+    assert 0 < space.free <= space.total
+
+
+async def test_offload_runs_in_bounded_threads() -> None:
+    offload = ThreadOffload(threads_max=2)
+    running = [0, 0]
+    lock = threading.Lock()
+    meet = threading.Barrier(2)
+
+    def work() -> None:
+        with lock:
+            running[0] += 1
+            running[1] = max(running)
+        meet.wait(10)
+        with lock:
+            running[0] -= 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(offload.run, work)
+    assert running == [0, 2]
+    assert await offload.run(threading.current_thread) is not threading.current_thread()
+    with pytest.raises(ZeroDivisionError):
+        await offload.run(divmod, 1, 0)
+
+
+def test_a_directory_has_one_holder_who_is_named(tmp_path: Path) -> None:
+    directory = str(tmp_path / "d")
+    with lock_directory(directory), pytest.raises(Conflict, match=str(os.getpid())):
+        lock_directory(directory).__enter__()
+    with lock_directory(directory):
+        assert (tmp_path / "d").stat().st_mode & 0o777 == 0o700
+
+
+def test_entropy_and_clock() -> None:
+    assert len(SystemEntropy().token(32)) == 32
+    assert SystemEntropy().token(16) != SystemEntropy().token(16)
+    assert SystemClock().now_ns() > 1_700_000_000 * 10**9
