@@ -1,7 +1,7 @@
 """The composition root: the one place that builds the object graph of a mounted file system.
 
 `open_filesystem` builds everything below the front end on any `Machine`, the simulated one included;
-`gridfs.mounting` adds FUSE and the control socket for a real one.
+`gridfs.daemon` adds FUSE and the control socket for a real one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from gridfs.codec.cipher import open_blob, seal_blob
 from gridfs.codec.keys import KeyTree
+from gridfs.config import Config
 from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.dirty import DirtyData
 from gridfs.files.filesystem import FileSystem, FileSystemConfig
@@ -30,7 +31,6 @@ from gridfs.grid.downloader import Downloader
 from gridfs.grid.heads import HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.grid.uploader import Uploader
-from gridfs.home import Config
 from gridfs.meta.store import Metadata
 from storage.client import StorageClient
 from storage.format.head import log_name

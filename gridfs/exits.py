@@ -5,7 +5,6 @@ from __future__ import annotations
 from gridfs.codec.keys import BadKeyFile, WrongKey
 from gridfs.files.journal import TakenOver
 from gridfs.grid.errors import GridError, NotEnoughServers, RosterError
-from gridfs.home import Locked, NoSuchFileSystem
 from storage.errors import Corrupt, Refused, StorageError
 
 FAILED = 1
@@ -28,8 +27,6 @@ class CommandError(Exception):
 
 
 _CODES: tuple[tuple[type[Exception], int], ...] = (
-    (NoSuchFileSystem, NO_SUCH_FILE_SYSTEM),
-    (Locked, LOCKED),
     (TakenOver, LOCKED),
     (WrongKey, WRONG_KEY),
     (BadKeyFile, DAMAGED),

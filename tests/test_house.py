@@ -19,9 +19,10 @@ EDGES = (
     "storage/transport",
     "storage/cli",
     "gridfs/cli",
-    "gridfs/fuse",
     "gridfs/control",
-    "gridfs/assembly",
+    "gridfs/daemon",
+    "gridfs/fuse",
+    "gridfs/host",
 )
 """Where the machine is touched: real adapters, FUSE, sockets of the control channel, command lines."""
 

@@ -11,15 +11,16 @@ from pathlib import Path
 import trio
 
 from gridfs.assembly import LocalSealer
-from gridfs.cli.secrets import from_command, from_terminal
 from gridfs.codec import keys as keyring
 from gridfs.codec.keys import KeyTree, RecoveryKey
+from gridfs.config import Config
 from gridfs.exits import FAILED, GRID_UNREACHABLE, NOT_ENOUGH_SERVERS, USAGE, CommandError
 from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.roster import Roster, parse_roster
-from gridfs.home import Config, Home, folder_of, write_private
+from gridfs.host.home import Home, folder_of, write_private
+from gridfs.host.passphrase import from_command, from_terminal
+from gridfs.host.system import system_machine
 from gridfs.meta.store import Metadata
-from gridfs.system import system_machine
 from storage.client import StorageClient
 from storage.ports import Machine
 

@@ -6,17 +6,18 @@ import os
 import stat
 import time
 
-from gridfs import mounts
 from gridfs.assembly import MountOptions
-from gridfs.cli.daemon import daemonize
-from gridfs.cli.secrets import from_command, from_terminal
 from gridfs.codec import keys as keyring
 from gridfs.codec.keys import KeyTree, WrongKey
+from gridfs.config import Config
 from gridfs.control import client as control
+from gridfs.daemon.background import daemonize
+from gridfs.daemon.mounting import MountRequest
 from gridfs.exits import FAILED, LOCKED, NOT_ENOUGH_SERVERS, USAGE, CommandError
 from gridfs.grid.roster import Roster, parse_roster
-from gridfs.home import Config, Home, Locked
-from gridfs.mounting import MountRequest
+from gridfs.host import mounts
+from gridfs.host.home import AlreadyLocked, Home
+from gridfs.host.passphrase import from_command, from_terminal
 
 IGNORED = frozenset(
     (
@@ -153,7 +154,7 @@ def _lock(home: Home) -> None:
     while True:
         try:
             home.lock()
-        except Locked:
+        except AlreadyLocked:
             if time.monotonic() > deadline or not _hands_over(home):
                 raise
             time.sleep(0.05)

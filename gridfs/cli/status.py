@@ -9,13 +9,13 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from gridfs import mounts
 from gridfs.control import client as control
 from gridfs.exits import CommandError
 from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.roster import parse_roster
-from gridfs.home import Home, NoSuchFileSystem
-from gridfs.system import system_machine
+from gridfs.host import mounts
+from gridfs.host.home import Home, NoSuchFileSystem
+from gridfs.host.system import system_machine
 from storage.client import StorageClient
 
 

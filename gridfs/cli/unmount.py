@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 
-from gridfs import mounts
 from gridfs.control import client as control
 from gridfs.exits import CommandError
-from gridfs.home import Home
+from gridfs.host import mounts
+from gridfs.host.home import Home
 
 
 def sync_filesystem(mountpoint: str) -> None:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from gridfs.home import Home
+from gridfs.host.home import Home
 
 
 class NoDaemon(Exception):

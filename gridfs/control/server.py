@@ -19,7 +19,7 @@ import trio
 
 from gridfs.files.filesystem import FileSystem
 from gridfs.files.journal import TakenOver
-from gridfs.home import Home
+from gridfs.host.home import Home
 
 logger = logging.getLogger(__name__)
 

@@ -104,7 +104,7 @@ class Sources:
     """Who may still be asked for what, in one read. It only ever shrinks, but for `found`."""
 
     def __init__(self, demoted: Iterable[ServerId] = ()) -> None:
-        self._demoted = set(demoted)
+        self._demoted = frozenset(demoted)
         self._dead: dict[ServerId, str] = {}
         self._bad: dict[tuple[bytes, int, ServerId], str] = {}
         self._found: dict[ShareKey, list[ServerId]] = {}
@@ -119,10 +119,6 @@ class Sources:
 
     def alive(self, server: ServerId) -> bool:
         return server not in self._dead
-
-    def demote(self, server: ServerId) -> None:
-        """Ask it last from now on."""
-        self._demoted.add(server)
 
     def fail_server(self, server: ServerId, reason: str) -> None:
         """It does not answer: ask it nothing more."""

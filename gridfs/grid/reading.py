@@ -175,7 +175,7 @@ class Reading:
                 self._blame(fetch.pack, fetch.number, fetch.server, reason, lied=bool(job.got))
 
     def _blame(self, pack: PackRef, number: int, server: ServerId, reason: str, *, lied: bool) -> None:
-        """A share is not what it should be: go around it, say so, and ask a liar last from now on."""
+        """A share is not what it should be: go around it and say so; later reads ask a liar last."""
         self._sources.fail_share(pack.pack_id, number, server, reason)
         self._held.drop(pack.pack_id, number, server)
         damaged = self._tools.statistics.damaged
@@ -183,7 +183,6 @@ class Reading:
         name = self._tools.roster.name(server)
         logger.warning("%s, pack %s share %d: %s", name, short(pack.pack_id), number, reason)
         if lied:
-            self._sources.demote(server)
             self._tools.health.lied(server, trio.current_time())
 
     async def _locate(self, lacking: Mapping[bytes, tuple[PackRef, int]]) -> None:

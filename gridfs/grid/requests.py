@@ -129,6 +129,8 @@ class Requests:
     ) -> Iterator[_Batch]:
         batch = _Batch(server, traffic)
         for job, ticket in jobs:
+            if ticket.abandoned:
+                continue
             length = job.span.length
             if batch.jobs and (len(batch.jobs) == self._spans_max or batch.size + length > self._bytes_max):
                 yield batch
@@ -137,16 +139,11 @@ class Requests:
             batch.size += length
             if not ticket.batches or ticket.batches[-1] is not batch:
                 ticket.batches.append(batch)
-        yield batch
+        if batch.jobs:
+            yield batch
 
     def _abandon(self, ticket: _Ticket) -> None:
         ticket.abandoned = True
-        for key, jobs in list(self._queued.items()):
-            left = [entry for entry in jobs if entry[1] is not ticket]
-            if left:
-                self._queued[key] = left
-            else:
-                del self._queued[key]
         for batch in ticket.batches:
             if batch.abandoned:
                 batch.scope.cancel()

@@ -54,8 +54,8 @@ class DiskConfig:
     """Open files kept for readers."""
     wal_pages_max: int = 4096
     """Pages of the index's write-ahead log after which it is checkpointed."""
-    directories_max: int = 256
-    """Changed directories after which the index is checkpointed, and with it they are synced."""
+    unsettled_max: int = 256
+    """Share files and directories to be settled after which that is done, and the index checkpointed."""
 
 
 @dataclass(slots=True)
@@ -161,9 +161,11 @@ class DiskBackend:
             raise Unavailable(f"index: {error}") from error
         if place is None:
             return None
-        path = opened.volumes.path(place.volume) if place.volume else opened.files.path(key)
         try:
-            descriptor = self._descriptors.pin(path)
+            if place.volume:
+                descriptor = self._descriptors.pin(opened.volumes.path(place.volume))
+            else:
+                descriptor = self._pin_own(opened, key)
         except FileNotFoundError:
             _LOGGER.error("share %s.%d is lost: its file is missing", key.pack_id.hex(), key.number)
             self._lost[key] = None
@@ -172,6 +174,13 @@ class DiskBackend:
         except OSError as error:
             raise disk_error(error, "open share") from error
         return Piece(descriptor.file, place.offset, place.length, descriptor)
+
+    def _pin_own(self, opened: OpenDirectory, key: ShareKey) -> Descriptor:
+        try:
+            return self._descriptors.pin(opened.files.path(key))
+        except FileNotFoundError:
+            # A settling in a worker may have moved it just now.
+            return self._descriptors.pin(opened.files.place(key))
 
     def unpin(self, piece: Piece) -> None:
         assert isinstance(piece.token, Descriptor)
@@ -308,18 +317,14 @@ class DiskBackend:
         return new
 
     def _write(self, plan: _Plan) -> list[Logged]:
-        """In a worker: make the plan durable, then give new files their names."""
+        """In a worker: make the plan durable."""
         opened = self._directory_open
         sync = self._config.sync != SyncPolicy.NONE
         if sync:
             opened.files.sync_incoming(plan.placed)
         logged = log_changes(opened.volumes, plan.changes, sync)
-        try:
-            for incoming in plan.placed:
-                opened.files.place(incoming)
-        except OSError as error:
-            self._broken = f"disk failed ({error.strerror}); the server must be started anew"
-            raise
+        for incoming in plan.placed:
+            opened.files.commit(incoming)
         return logged
 
     def _remove(self, keys: Sequence[ShareKey]) -> None:
@@ -330,7 +335,8 @@ class DiskBackend:
                 _LOGGER.error("share %s.%d not removed: %s", key.pack_id.hex(), key.number, error)
 
     async def _checkpoint(self, opened: OpenDirectory) -> None:
-        await self._offload.run(opened.files.sync_touched)
+        for path in await self._offload.run(opened.files.settle):
+            self._descriptors.forget(path)
         await opened.index.checkpoint(self._offload)
 
     async def _upkeep(self) -> bool:
@@ -339,7 +345,7 @@ class DiskBackend:
             return False
         try:
             self._forget_lost(opened)
-            many = opened.files.touched > self._config.directories_max
+            many = opened.files.unsettled > self._config.unsettled_max
             if many or opened.index.wal_pages > self._config.wal_pages_max:
                 await self._checkpoint(opened)
             return await self._compact(opened)

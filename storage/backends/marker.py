@@ -15,6 +15,7 @@ _SIZE_MAX = 4096
 def claim_directory(disk: Disk, directory: str, server_id: bytes) -> None:
     """Check the marker, or write it where the directory has none. Raises Refused, Corrupt or OSError."""
     disk.make_directory(directory)
+    disk.sync_directory(directory.rpartition("/")[0] or "/")
     path = f"{directory}/{NAME}"
     if NAME in disk.names(directory):
         file = disk.open(path, writable=False)

@@ -1,9 +1,11 @@
 """Larger shares: files of their own, in a fan-out of two levels by pack id.
 
-A share is first written whole and synced in `incoming`; an entry in a volume then commits it, and only then
-it is renamed to its place. A crash between the last two is mended by the next start, so the many fan-out
-directories need no sync of their own before a share is acknowledged, only before the index forgets to look
-again (`sync_touched`). With 65536 directories, ten million shares are some 150 names in each.
+A share is written whole and synced in `incoming`; an entry in a volume then commits it, and it is read from
+there until `settle` renames a whole lot of them to their places and syncs those directories, before the index
+forgets to look again. So an acknowledged share costs one sync of its own and a part of one of `incoming`.
+`incoming` is never synced between the renames and the sync of their targets: that could make a
+name's removal durable before its addition. With 65536 directories, ten million shares are some 150 names
+in each.
 
 Synchronous; what writes belongs in a worker thread.
 """
@@ -25,6 +27,7 @@ class Incoming:
     serial: int
     path: str
     file: File
+    committed: bool = False
 
 
 class ShareFiles:
@@ -34,7 +37,9 @@ class ShareFiles:
         self._disk = disk
         self._incoming = f"{directory}/incoming"
         self._root = f"{directory}/shares"
+        self._unsettled: dict[ShareKey, Incoming] = {}
         self._touched: dict[str, None] = {}
+        self._moved = False
         self._leftovers: dict[str, None] = {}
 
     def open(self) -> None:
@@ -44,6 +49,11 @@ class ShareFiles:
         self._leftovers = dict.fromkeys(self._disk.names(self._incoming))
 
     def path(self, key: ShareKey) -> str:
+        """Where a committed share's file is now; a settling meanwhile may move it to its `place`."""
+        unsettled = self._unsettled.get(key)
+        return unsettled.path if unsettled else self.place(key)
+
+    def place(self, key: ShareKey) -> str:
         """Where a share's file belongs."""
         name = key.pack_id.hex()
         return f"{self._root}/{name[:2]}/{name[2:4]}/{name}.{key.number}"
@@ -69,37 +79,59 @@ class ShareFiles:
 
     def sync_incoming(self, shares: Sequence[Incoming]) -> None:
         """Make written shares durable, with one sync of their directory. Raises OSError."""
+        if shares and self._moved:
+            # A settling failed half-way.
+            self.sync_touched()
         for share in shares:
             share.file.sync()
         if shares:
             self._disk.sync_directory(self._incoming)
 
-    def place(self, share: Incoming) -> None:
-        """Give a committed share its name. Raises OSError."""
+    def commit(self, share: Incoming) -> None:
+        """Note that an entry commits this share."""
         share.file.close()
-        self._disk.replace(share.path, self.path(share.key))
-        self._touch(share.key)
+        share.committed = True
+        self._unsettled[share.key] = share
+
+    def settle(self) -> list[str]:
+        """Move committed shares to their places, durably; returns the paths that they left.
+
+        Raises OSError; then it may be called again.
+        """
+        left = []
+        for key, share in list(self._unsettled.items()):
+            self._moved = True
+            self._disk.replace(share.path, self.place(key))
+            self._touch(key)
+            del self._unsettled[key]
+            left.append(share.path)
+        self.sync_touched()
+        return left
 
     def discard(self, share: Incoming) -> None:
         """Remove a share that was not committed; nothing happens where it was."""
+        if share.committed:
+            return
         share.file.close()
         try:
             self._disk.remove(share.path)
         except OSError:
-            # Placed meanwhile, or a failing disk: the next start empties the directory.
+            # A failing disk: the next start empties the directory.
             return
 
     def remove(self, key: ShareKey) -> None:
-        """Remove a placed share; its release is in the log already. Idempotent. Raises OSError."""
+        """Remove a committed share; its release is in the log already. Idempotent. Raises OSError."""
+        unsettled = self._unsettled.pop(key, None)
         try:
-            self._disk.remove(self.path(key))
+            self._disk.remove(unsettled.path if unsettled else self.place(key))
         except FileNotFoundError:
             return
-        self._touch(key)
+        if not unsettled:
+            self._touch(key)
 
     def adopt(self, key: ShareKey, serial: int | None, length: int) -> bool:
         """After a crash: whether a committed share is there; a leftover of this serial gets its name."""
-        if self._size(self.path(key)) == length:
+        if self._size(self.place(key)) == length:
             self._touch(key)
             return True
         if serial is None:
@@ -108,7 +140,8 @@ class ShareFiles:
         if self._size(source) != length:
             return False
         self._disk.make_directory(self._parent(key))
-        self._disk.replace(source, self.path(key))
+        self._disk.replace(source, self.place(key))
+        self._moved = True
         self._touch(key)
         return True
 
@@ -135,14 +168,14 @@ class ShareFiles:
             for second in self._disk.names(f"{self._root}/{first}"):
                 for name in self._disk.names(f"{self._root}/{first}/{second}"):
                     key = _parse(name)
-                    size = self._size(self.path(key)) if key else None
+                    size = self._size(self.place(key)) if key else None
                     if key and size is not None:
                         yield key, size
 
     @property
-    def touched(self) -> int:
-        """Directories whose changes are not known to be durable."""
-        return len(self._touched)
+    def unsettled(self) -> int:
+        """Directories whose changes are not known to be durable, and files that are to move."""
+        return len(self._touched) + len(self._unsettled)
 
     def sync_touched(self) -> None:
         """Make renames and removals durable. Raises OSError; then all are tried again next time."""
@@ -153,9 +186,10 @@ class ShareFiles:
         for directory in directories:
             self._disk.sync_directory(directory)
         self._touched.clear()
+        self._moved = False
 
     def _parent(self, key: ShareKey) -> str:
-        return self.path(key).rpartition("/")[0]
+        return self.place(key).rpartition("/")[0]
 
     def _touch(self, key: ShareKey) -> None:
         self._touched[self._parent(key)] = None

@@ -95,6 +95,7 @@ class HeadJournal:
         """
         try:
             self._disk.make_directory(self._directory)
+            self._disk.sync_directory(self._directory.rpartition("/")[0] or "/")
             names = self._disk.names(self._directory)
             if f"{FILE_NAME}.new" in names:
                 self._disk.remove(f"{self._path}.new")

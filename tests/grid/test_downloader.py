@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridfs.codec.cipher import SEGMENT_SIZE
-from gridfs.codec.pack import max_plaintext
+from gridfs.codec.pack import max_plaintext, seal_pack
 from gridfs.grid.downloader import Downloader, DownloaderConfig, PackRef, SegmentRead
 from gridfs.grid.errors import DamagedData, NotEnoughShares
 from gridfs.grid.health import HealthConfig
 from storage.client import Span, Traffic
 from storage.format.share import BLOCK_SIZE
-from tests.grid.servers import Grid, Stored, flip, open_grid, plaintext, sealed_size
+from tests.grid.servers import SECRET, Grid, Stored, flip, open_grid, plaintext, sealed_size
 
 ROWS = 3 * 4 * SEGMENT_SIZE + 1000
 """Three full rows at k=4 and a short one."""
@@ -210,6 +210,7 @@ async def test_demoted_servers_are_asked_before_a_read_is_given_up() -> None:
             grid.holder(stored, number).dead = False
         assert len(grid.downloader.statistics().demoted) == 3
         assert await grid.read(stored) == stored.plain[0]
+        assert grid.downloader.statistics().demoted == (grid.holder(stored, 5).server_id,)
 
 
 async def test_a_failing_pack_does_not_harm_the_read_of_another() -> None:
@@ -283,7 +284,7 @@ async def test_a_lying_primary_is_named(number: int, caplog: pytest.LogCaptureFi
         with caplog.at_level(logging.WARNING):
             await lies(grid, stored, number)
         assert grid.roster.name(grid.holder(stored, number).server_id) in caplog.text
-        assert grid.downloader.statistics().reads.audits >= 1
+        assert grid.downloader.statistics().reads.audits == 1, "its other blocks are not believed any more"
 
 
 async def test_one_flipped_byte_in_the_data_is_found_by_its_hash(caplog: pytest.LogCaptureFixture) -> None:
@@ -313,6 +314,17 @@ async def test_swapped_shares_are_named() -> None:
         other = b"".join(bytes(part) for part in stored.sealed.shares[3])
         grid.holder(stored, 2).distort = lambda span, data: other[span.offset : span.offset + span.length]
         await lies(grid, stored, 2)
+
+
+async def test_a_consistent_share_of_another_pack_is_no_evidence(caplog: pytest.LogCaptureFixture) -> None:
+    """Header, table and blocks fit each other, number and geometry are right: only the pack id is not."""
+    async with open_grid(4, 6) as grid:
+        stored = await grid.store(plaintext(ROWS))
+        other = seal_pack(4, 6, [plaintext(ROWS, 1)], pack_key=None, convergence_secret=SECRET)
+        forged = b"".join(bytes(part) for part in other.shares[2])
+        grid.holder(stored, 2).distort = lambda span, data: forged[span.offset : span.offset + span.length]
+        await lies(grid, stored, 2)
+        assert "does not belong to pack" in caplog.text
 
 
 async def test_liars_among_those_that_help_are_named_too() -> None:

@@ -192,6 +192,29 @@ async def test_several_shares_for_one_server_are_one_request() -> None:
         assert await grid.read(stored) == stored.plain[0]
 
 
+async def test_a_failed_server_is_not_asked_again_for_a_second_share() -> None:
+    async with open_grid(2, 4, count=3, shares_per_server=2) as grid:
+        pack = seal_pack(2, 4, [plaintext(ROWS)], pack_key=None, convergence_secret=SECRET)
+        order = placement.order(pack.pack_id, grid.roster)
+        grid.server(order[1]).dead = True
+        receipt = await grid.uploader.store(pack, STAMP)
+        assert receipt.places == (order[0], order[2], order[2], order[0])
+        assert len(grid.server(order[1]).puts) == 1
+
+
+async def test_a_server_that_is_back_is_trusted_again() -> None:
+    async with open_grid(4, 6, count=7, happy=6) as grid:
+        pack = seal()
+        server = grid.server(placement.order(pack.pack_id, grid.roster)[0])
+        server.dead = True
+        await grid.uploader.store(pack, STAMP)
+        server.dead = False
+        grid.servers[grid.servers.index(server) - 1].dead = True
+        await grid.uploader.store(pack, STAMP)  # it is the last resort, and works
+        receipt = await grid.uploader.store(pack, STAMP)
+        assert receipt.places[0] == server.server_id
+
+
 async def test_happy_counts_what_survives_the_loss_of_whole_servers() -> None:
     async with open_grid(4, 6, count=3, happy=5, shares_per_server=2) as grid:
         grid.servers[0].dead = True

@@ -117,10 +117,11 @@ class World:
         try:
             with node.scope:
                 await program(machine, task_status=task_status)
-        except Exception as error:
+        except* Exception as failures:
+            # Not of the whole group: the world's own cancellation may be in it, and must go on.
             if node.machine is machine:
                 raise
-            self.trace.record(node.name, "died with", type(error).__name__)
+            self.trace.record(node.name, "died with", *names_of(failures))
         finally:
             if node.machine is machine:
                 node.platter.shut_down()
@@ -165,6 +166,15 @@ class World:
         if node.vfs is not None:
             node.vfs.unregister()
             node.vfs = None
+
+
+def names_of(failures: BaseExceptionGroup[BaseException]) -> list[str]:
+    """Of all exceptions in a group, however deep."""
+    return [
+        name
+        for error in failures.exceptions
+        for name in (names_of(error) if isinstance(error, BaseExceptionGroup) else [type(error).__name__])
+    ]
 
 
 @contextlib.asynccontextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 import trio
 
 from storage.client import Access, ClientConfig, SharePut, StorageClient
+from storage.errors import Unavailable
 from storage.format.geometry import Geometry
 from storage.format.share import build_shares
 from storage.host import OsDisk, SystemClock, SystemEntropy, ThreadOffload
@@ -123,10 +124,8 @@ class PairNetwork:
         raise AssertionError("clients only")
 
     async def _run(self, stream: PlainStream) -> None:
-        try:
+        with contextlib.closing(stream), contextlib.suppress(Unavailable):
             await self._handler(stream)
-        finally:
-            stream.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:

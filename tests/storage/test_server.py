@@ -19,14 +19,25 @@ from storage.errors import Conflict, Corrupt, Refused, Unavailable
 from storage.headlog import HeadRecord, log_name, trim_signed_bytes
 from storage.host import SystemEntropy
 from storage.ports import Address, ByteStream
-from storage.server import RunningServer, ServerConfig
+from storage.server import RunningServer, ServerConfig, run_server
 from storage.server import composition as server_composition
 from storage.transport.link import FrameReceiver
 from storage.transport.network import SystemNetwork
 from storage.wire import hello
 from storage.wire import messages as wire
-from storage.wire.frames import Kind, Traffic as Class, encode_frame
-from tests.storage.servers import FILE_SYSTEM, STAMP, Pack, let_in, make_pack, serving, until, using
+from storage.wire.frames import Kind, encode_frame
+from storage.wire.frames import Traffic as Class
+from tests.storage.servers import (
+    FILE_SYSTEM,
+    STAMP,
+    Pack,
+    let_in,
+    make_pack,
+    serving,
+    system_machine,
+    until,
+    using,
+)
 
 
 @asynccontextmanager
@@ -463,16 +474,23 @@ async def test_a_removed_account_cannot_connect_again(tmp_path: Path) -> None:
                 raise AssertionError
 
 
-async def test_two_servers_do_not_share_a_socket_and_other_directories_are_refused(tmp_path: Path) -> None:
+async def test_directories_and_sockets_of_others_are_refused(tmp_path: Path) -> None:
+    async def refuse(directory: Path, address: Address) -> None:
+        with trio.fail_after(5):
+            await run_server(system_machine(), str(directory), address)
+
     async with serving(tmp_path) as running:
-        with pytest.raises(Conflict):
-            async with serving(tmp_path / "other", address=running.access.address):
-                raise AssertionError
-    (tmp_path / "server" / "server.key").unlink()
+        address = running.access.address
+        with pytest.raises(Conflict, match="another server listens"):
+            await refuse(tmp_path / "other", address)
+    key = tmp_path / "server" / "server.key"
+    key.unlink()
     with pytest.raises(Refused, match=r"no server\.key"):
-        async with serving(tmp_path):
-            raise AssertionError
-    (tmp_path / "server" / "server.key").write_bytes(b"z" * 32)
+        await refuse(tmp_path / "server", address)
+    assert not key.exists()
+    key.write_bytes(b"z" * 32)
     with pytest.raises(Refused, match="another server"):
-        async with serving(tmp_path):
-            raise AssertionError
+        await refuse(tmp_path / "server", address)
+    key.write_bytes(b"z" * 31)
+    with pytest.raises(Refused, match="not a server's key"):
+        await refuse(tmp_path / "server", address)

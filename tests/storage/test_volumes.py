@@ -193,7 +193,7 @@ async def test_a_committed_share_left_in_incoming_gets_its_name(tmp_path: Path, 
         image = crash_image(tmp_path / "d")
     name = key(1).pack_id.hex()
     placed = image / "shares" / name[:2] / name[2:4] / f"{name}.0"
-    placed.rename(image / "incoming" / f"{name}.0.1")
+    assert not placed.exists()
     if not index_written:
         (image / "index.db-wal").unlink()
     (image / "incoming" / f"{name}.0.2").write_bytes(b"never committed")
@@ -219,6 +219,7 @@ async def test_a_removal_that_was_not_durable_is_done_again(tmp_path: Path) -> N
 async def test_a_share_whose_file_vanished_is_missing_and_may_be_put_again(tmp_path: Path) -> None:
     async with opened(tmp_path / "d") as backend:
         await backend.store([share(key(1), LARGE, lease(1))])
+    async with opened(tmp_path / "d") as backend:
         name = key(1).pack_id.hex()
         (tmp_path / "d/shares" / name[:2] / name[2:4] / f"{name}.0").unlink()
         assert backend.pin(key(1)) is None
@@ -358,5 +359,21 @@ async def test_shares_lie_in_two_levels_by_pack_id(tmp_path: Path) -> None:
     which = ShareKey(bytes.fromhex("abcdef" + "00" * 29), 7)
     async with opened(tmp_path / "d") as backend:
         await backend.store([IncomingShare(which, [bytes(LARGE)], Lease(bytes(16), bytes(16), 0, 0))])
+    async with opened(tmp_path / "d") as backend:
+        assert backend.has([which]) == [True]
         found = [path for path in (tmp_path / "d/shares").rglob("*") if path.is_file()]
     assert found == [tmp_path / "d/shares/ab/cd" / f"{which.pack_id.hex()}.7"]
+
+
+async def test_settling_moves_files_under_readers(tmp_path: Path) -> None:
+    config = DiskConfig(reserve_bytes=0, unsettled_max=3)
+    keys = [key(seed) for seed in range(20)]
+    async with opened(tmp_path / "d", config) as backend:
+        for which in keys:
+            await backend.store([share(which, LARGE, lease(1))])
+            assert contents(backend, which) == body(which, LARGE)[:LARGE]
+        assert len(list((tmp_path / "d/incoming").iterdir())) < 5
+        assert [contents(backend, which) for which in keys] == [body(which, LARGE)[:LARGE] for which in keys]
+        assert await backend.release(keys, lease(2)) == [True] * 20
+        assert [path for path in (tmp_path / "d/shares").rglob("*") if path.is_file()] == []
+        assert list((tmp_path / "d/incoming").iterdir()) == []

@@ -12,29 +12,14 @@ import contextlib
 import fcntl
 import json
 import os
-import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from platformdirs import user_data_path
 
-from storage.errors import Refused
-
-CONFIG_VERSION = 1
-
-
-class NoSuchFileSystem(Exception):
-    """There is no file system of that name. `str()` is one line for a person."""
-
-
-class Locked(Exception):
-    """Another process has it mounted. `str()` is one line for a person."""
-
-    def __init__(self, name: str, holder: Holder | None) -> None:
-        where = f" at {holder.mountpoint} by process {holder.pid}" if holder else ""
-        super().__init__(f"{name} is mounted already{where}")
-        self.holder = holder
+from gridfs.config import Config
+from gridfs.exits import LOCKED, NO_SUCH_FILE_SYSTEM, CommandError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,70 +30,20 @@ class Holder:
     mountpoint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """config.toml; `create` writes it, nothing changes it."""
+class NoSuchFileSystem(CommandError):
+    """There is no file system of that name."""
 
-    file_system: bytes
-    """16 bytes that name it on the servers."""
-    k: int
-    n: int
-    happy: int
-    shares_per_server: int
-    head_servers: tuple[bytes, ...]
-    """Server ids that keep the head log."""
-    recovery_public: bytes
-    passphrase_command: str = ""
-    """Command whose output is the passphrase; empty: ask on the terminal, if there is one at all."""
-    version: int = field(default=CONFIG_VERSION)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"there is no file system {folder}; `gridfs create` makes one", NO_SUCH_FILE_SYSTEM)
 
-    @property
-    def quorum(self) -> int:
-        """W: head servers that must hold a record. With several shares a server, `happy` counts shares."""
-        majority = len(self.head_servers) // 2 + 1
-        return max(self.happy, majority) if self.shares_per_server == 1 else majority
 
-    def encode(self) -> str:
-        """The text of config.toml."""
-        lines = ["# A gridfs file system; written once by `gridfs create`.", f"version = {self.version}"]
-        lines += [f"{name} = {getattr(self, name)}" for name in ("k", "n", "happy", "shares_per_server")]
-        lines += [f'{name} = "{getattr(self, name).hex()}"' for name in ("file_system", "recovery_public")]
-        lines.append(f"passphrase_command = {json.dumps(self.passphrase_command)}")
-        servers = "".join(f'    "{server.hex()}",\n' for server in self.head_servers)
-        return "\n".join(lines) + f"\nhead_servers = [\n{servers}]\n"
+class AlreadyLocked(CommandError):
+    """Another process has it mounted."""
 
-    @classmethod
-    def parse(cls, text: str, where: str) -> Config:
-        """Raises Refused with one line that says what is wrong and where."""
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise Refused(f"{where} cannot be read: {error}") from None
-        version = values.get("version")
-        if version != CONFIG_VERSION:
-            raise Refused(f"{where} has format version {version}; this gridfs reads {CONFIG_VERSION}")
-        known = [item.name for item in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise Refused(f"{where}: unknown key {name!r}")
-        try:
-            config = cls(
-                file_system=bytes.fromhex(values["file_system"]),
-                k=int(values["k"]),
-                n=int(values["n"]),
-                happy=int(values["happy"]),
-                shares_per_server=int(values["shares_per_server"]),
-                head_servers=tuple(bytes.fromhex(server) for server in values["head_servers"]),
-                recovery_public=bytes.fromhex(values["recovery_public"]),
-                passphrase_command=str(values.get("passphrase_command", "")),
-            )
-        except KeyError as error:
-            raise Refused(f"{where}: {error.args[0]} is missing") from None
-        except (TypeError, ValueError) as error:
-            raise Refused(f"{where}: {error}") from None
-        if not 1 <= config.k <= config.happy <= config.n <= 256 or len(config.file_system) != 16:
-            raise Refused(f"{where}: k, happy and n do not go together")
-        return config
+    def __init__(self, name: str, holder: Holder | None) -> None:
+        where = f" at {holder.mountpoint} by process {holder.pid}" if holder else ""
+        super().__init__(f"{name} is mounted already{where}", LOCKED)
+        self.holder = holder
 
 
 def folder_of(name: str) -> Path:
@@ -136,7 +71,7 @@ class Home:
         """Raises NoSuchFileSystem where the folder has no configuration."""
         home = cls(folder_of(name))
         if not home.config_path.is_file():
-            raise NoSuchFileSystem(f"there is no file system {home.folder}; `gridfs create` makes one")
+            raise NoSuchFileSystem(home.folder)
         return home
 
     @property
@@ -169,13 +104,13 @@ class Home:
     # ---- the lock
 
     def lock(self) -> None:
-        """Take the lock for this process and its children. Raises Locked."""
+        """Take the lock for this process and its children. Raises AlreadyLocked."""
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise Locked(str(self.folder), self.holder()) from None
+            raise AlreadyLocked(str(self.folder), self.holder()) from None
         self._lock = descriptor
 
     def note_holder(self, mountpoint: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gridfs.assembly import Parts
 
 if TYPE_CHECKING:
-    from gridfs.mounting import MountRequest
+    from gridfs.daemon.mounting import MountRequest
 
 
 def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[str, Any]:

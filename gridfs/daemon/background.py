@@ -15,8 +15,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from gridfs.daemon.mounting import MountRequest, run_daemon
 from gridfs.exits import FAILED, CommandError, as_command_error
-from gridfs.mounting import MountRequest, run_daemon
 
 LOG_BYTES_MAX = 1 << 20
 LOG_FILES = 2

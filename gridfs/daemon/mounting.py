@@ -17,12 +17,13 @@ import trio
 
 from gridfs.assembly import MountOptions, Parts, open_filesystem
 from gridfs.codec.keys import KeyTree
+from gridfs.config import Config
 from gridfs.control.server import ControlServer
+from gridfs.daemon.report import mount_report
 from gridfs.fuse.session import Session, SessionConfig, tune_allocator
 from gridfs.grid.roster import Roster
-from gridfs.home import Config, Home
-from gridfs.report import mount_report
-from gridfs.system import system_machine
+from gridfs.host.home import Home
+from gridfs.host.system import system_machine
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gridfs.exits import FAILED, CommandError
-from gridfs.home import Home
+from gridfs.host.home import Home
 
 TYPE = "fuse.gridfs"
 

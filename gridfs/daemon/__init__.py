@@ -1,0 +1,1 @@
+"""The mount daemon: into the background, mounted and serving, until everything is in the grid."""

@@ -1,0 +1,531 @@
+"""The client: what callers see of servers that are dead, slow, wrong or strange, and of cancelled calls."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from storage.client import Access, ClientConfig, SharePut, Span, StorageClient, Traffic
+from storage.client.credit import Credit
+from storage.errors import Exhausted, Refused, Unavailable
+from storage.host import SystemEntropy
+from storage.identity import Identity
+from storage.ports import ByteStream, TlsAddress, UnixAddress
+from storage.transport.link import FrameReceiver
+from storage.wire import hello
+from storage.wire import messages as wire
+from storage.wire.frames import PAYLOAD_SIZE_MAX, Frame, Kind, encode_frame
+from storage.wire.frames import Traffic as Class
+from tests.storage.servers import (
+    FILE_SYSTEM,
+    STAMP,
+    PairNetwork,
+    let_in,
+    make_pack,
+    serving,
+    until,
+    using,
+)
+
+IDENTITY = Identity(
+    b"k" * 32, bytes.fromhex("8320a51977d8c38ca8a4927c670df5821e449761945e15e9efb26a1509d230ea")
+)
+ACCESS = Access(IDENTITY.server_id, UnixAddress("/scripted"), b"a" * 16, b"s" * 32, "full")
+PACK = bytes(32)
+
+
+class Peer:
+    """The server's end of a connection, in the hands of a test."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self.stream = stream
+        self.receiver = FrameReceiver(stream, 60)
+
+    async def greet(self) -> None:
+        frame = await self.receiver.frame()
+        assert frame is not None
+        message = hello.read_hello(await self.receiver.message(frame.length))
+        assert message is not None
+        assert hello.knows_secret(message, b"s" * 32)
+        nonce = b"n" * 32
+        signature = IDENTITY.sign(hello.signed_bytes(message.account, message.nonce, nonce))
+        _, payload = hello.answer(message, b"s" * 32, IDENTITY.server_id, nonce, signature, "full")
+        await self.send(Kind.HELLO, 0, payload)
+        assert (await self.next())[0].kind is Kind.HELLO
+
+    async def send(self, kind: Kind, number: int, payload: bytes) -> None:
+        await self.stream.send_all([encode_frame(len(payload), kind, Class.DEMAND, number), payload])
+
+    async def reply(self, number: int, reply: wire.Reply) -> None:
+        await self.send(Kind.REPLY, number, wire.encode_reply(reply))
+
+    async def next(self) -> tuple[Frame, bytes]:
+        frame = await self.receiver.frame()
+        if frame is None:
+            raise Unavailable("the client left")
+        return frame, await self.receiver.message(frame.length)
+
+
+Script = Callable[[Peer], Awaitable[None]]
+
+
+def scripted(nursery: trio.Nursery, script: Script) -> PairNetwork:
+    """A network on which every connection, after a proper hello, goes as the script says."""
+
+    async def handle(stream: ByteStream) -> None:
+        peer = Peer(stream)
+        await peer.greet()
+        await script(peer)
+
+    return PairNetwork(nursery, handle)
+
+
+async def hang(peer: Peer) -> None:
+    await trio.sleep_forever()
+
+
+async def read_one(client: StorageClient, buffer: bytearray, traffic: Traffic = Traffic.DEMAND) -> list[int]:
+    return await client.readv([Span(PACK, 0, 0, len(buffer))], [memoryview(buffer)], traffic)
+
+
+async def test_a_cancelled_read_writes_no_byte_afterwards() -> None:
+    """Cancelled in the middle of its answer: the rest goes to scratch, the connection goes on."""
+    half, full = trio.Event(), trio.Event()
+    seen: list[Kind] = []
+    size = 2 * PAYLOAD_SIZE_MAX
+
+    async def script(peer: Peer) -> None:
+        number = (await peer.next())[0].request
+        await peer.reply(number, wire.ReadReply(None))
+        await peer.stream.send_all([encode_frame(PAYLOAD_SIZE_MAX, Kind.DATA, Class.DEMAND, number)])
+        await peer.stream.send_all([b"x" * 1000])
+        await half.wait()
+        await peer.stream.send_all([b"y" * (PAYLOAD_SIZE_MAX - 1000)])
+        await peer.send(Kind.DATA, number, b"z" * PAYLOAD_SIZE_MAX)
+        seen.append((await peer.next())[0].kind)
+        number = (await peer.next())[0].request
+        await peer.reply(number, wire.ReadReply([3]))
+        await peer.send(Kind.DATA, number, b"end")
+        await full.wait()
+
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, scripted(nursery, script)) as client:
+            buffer = bytearray(size)
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as readers:
+                    readers.start_soon(read_one, client, buffer)
+                    await until(lambda: buffer[999] == ord("x"))
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+            buffer[:] = b"." * size
+            half.set()
+            later = bytearray(10)
+            assert await read_one(client, later) == [3]
+            assert later[:3] == b"end"
+            assert buffer == b"." * size
+            assert seen == [Kind.CANCEL]
+            assert client.statistics().pending == 0
+            assert client.statistics().cancelled == 1
+            full.set()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_read_cancelled_before_it_was_sent_never_is() -> None:
+    seen: list[int] = []
+
+    async def script(peer: Peer) -> None:
+        while True:
+            frame, _ = await peer.next()
+            seen.append(frame.request)
+            await peer.reply(frame.request, wire.InfoReply("1", "group", 1, 1, 0, 0))
+
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, scripted(nursery, script)) as client:
+            await client.info()
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await read_one(client, bytearray(10))
+            await client.info()
+            assert len(seen) == 2
+            assert client.statistics().pending == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cancelled_put_stops_sending(tmp_path: Path) -> None:
+    frames: list[tuple[Kind, int]] = []
+    go = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        await go.wait()
+        while True:
+            frame, _ = await peer.next()
+            frames.append((frame.kind, frame.length))
+            if frame.kind is Kind.CANCEL:
+                await peer.send(Kind.FAIL, frame.request, wire.encode_failure(wire.CANCELLED))
+
+    share = SharePut(PACK, 0, [bytes(8_000_000)] * 2)
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, scripted(nursery, script)) as client:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as writers:
+                    writers.start_soon(client.put, [share], FILE_SYSTEM, STAMP, Traffic.UPLOAD)
+                    await until(lambda: client.state == "connected")
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+            go.set()
+            await until(lambda: (Kind.CANCEL, 0) in frames)
+            assert sum(length for kind, length in frames if kind is Kind.DATA) < 16_000_000
+            await until(lambda: client.statistics().pending == 0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_refused_put_does_not_send_its_whole_body() -> None:
+    frames: list[Kind] = []
+
+    async def script(peer: Peer) -> None:
+        frame, _ = await peer.next()
+        failure = wire.failure_of(Exhausted("no room"))
+        await peer.send(Kind.FAIL, frame.request, wire.encode_failure(failure))
+        await trio.testing.wait_all_tasks_blocked()
+        while True:
+            frames.append((await peer.next())[0].kind)
+
+    share = SharePut(PACK, 0, [bytes(8_000_000)] * 2)
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, scripted(nursery, script)) as client:
+            with pytest.raises(Exhausted, match="no room"):
+                await client.put([share], FILE_SYSTEM, STAMP, Traffic.UPLOAD)
+            await until(lambda: Kind.CANCEL in frames)
+            assert frames.index(Kind.CANCEL) < 16_000_000 // PAYLOAD_SIZE_MAX
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param([(Kind.REPLY, wire.encode_reply(wire.ReadReply([11])))], id="longer than asked"),
+        pytest.param([(Kind.REPLY, wire.encode_reply(wire.ReadReply([1, 1])))], id="for more spans"),
+        pytest.param([(Kind.REPLY, wire.encode_reply(wire.DoneReply()))], id="another question"),
+        pytest.param([(Kind.REPLY, b"rubbish")], id="malformed"),
+        pytest.param([(Kind.DATA, b"x")], id="a body before its reply"),
+        pytest.param([(Kind.REQUEST, b"x")], id="a request"),
+        pytest.param([(Kind.REPLY, wire.encode_reply(wire.ReadReply(None)))] * 2, id="two replies"),
+        pytest.param(
+            [(Kind.REPLY, wire.encode_reply(wire.ReadReply([3]))), (Kind.DATA, b"four")], id="too much body"
+        ),
+    ],
+)
+async def test_a_server_that_breaks_the_protocol_is_unavailable(answer: list[tuple[Kind, bytes]]) -> None:
+    async def script(peer: Peer) -> None:
+        number = (await peer.next())[0].request
+        for kind, payload in answer:
+            await peer.send(kind, number, payload)
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, scripted(nursery, script)) as client:
+            buffer = bytearray(10)
+            with pytest.raises(Unavailable, match="breaks the protocol"):
+                await read_one(client, buffer)
+            await until(lambda: client.state.startswith("unreachable: the server breaks the protocol"))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_hung_server_costs_one_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        network = scripted(nursery, hang)
+        async with using(ACCESS, network) as client:
+            start = trio.current_time()
+            with pytest.raises(Unavailable, match="does not answer"):
+                await read_one(client, bytearray(10))
+            assert trio.current_time() - start == pytest.approx(10, abs=0.1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_hung_request_does_not_end_the_others(autojump_clock: trio.testing.MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        while True:
+            frame, payload = await peer.next()
+            if frame.kind is Kind.REQUEST and isinstance(wire.decode_request(payload), wire.Info):
+                await peer.reply(frame.request, wire.InfoReply("1", "group", 1, 1, 0, 0))
+
+    async with trio.open_nursery() as nursery:
+        network = scripted(nursery, script)
+        async with using(ACCESS, network) as client:
+
+            async def chat() -> None:
+                while True:
+                    await trio.sleep(1)
+                    await client.info()
+
+            async with trio.open_nursery() as chatting:
+                chatting.start_soon(chat)
+                start = trio.current_time()
+                with pytest.raises(Unavailable, match="does not answer"):
+                    await read_one(client, bytearray(10))
+                assert trio.current_time() - start == pytest.approx(60, abs=1)
+                assert client.state == "connected"
+                assert network.connects == 1
+                chatting.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_slow_answer_that_goes_on_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        number = (await peer.next())[0].request
+        await peer.reply(number, wire.ReadReply(None))
+        for _ in range(10):
+            await trio.sleep(8)
+            await peer.send(Kind.DATA, number, b"x")
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, scripted(nursery, script)) as client:
+            assert await read_one(client, bytearray(10)) == [10]
+            assert trio.current_time() >= 80
+        nursery.cancel_scope.cancel()
+
+
+class Broken:
+    """A network on which nobody answers, until somebody does."""
+
+    def __init__(self, working: PairNetwork) -> None:
+        self.working = working
+        self.is_broken = True
+        self.attempts: list[float] = []
+
+    async def connect(self, address: object, server_key: bytes) -> ByteStream:
+        self.attempts.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if self.is_broken:
+            raise Unavailable("nobody answers")
+        return await self.working.connect(address, server_key)  # type: ignore[arg-type]
+
+
+async def info_forever(peer: Peer) -> None:
+    while True:
+        frame, _ = await peer.next()
+        await peer.reply(frame.request, wire.InfoReply("1", "group", 1, 1, 0, 0))
+
+
+async def test_a_dead_server_fails_fast_and_is_found_again(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        network = Broken(scripted(nursery, info_forever))
+        async with using(ACCESS, network) as client:
+            assert client.state == "idle"
+            assert network.attempts == []
+            with pytest.raises(Unavailable, match="nobody answers"):
+                await client.info()
+            start = trio.current_time()
+            with pytest.raises(Unavailable, match="nobody answers"):
+                await client.info()
+            assert trio.current_time() == start
+            assert client.state == "unreachable: nobody answers"
+            await trio.sleep(300)
+            pauses = [b - a for a, b in zip(network.attempts, network.attempts[1:], strict=False)]
+            assert pauses[0] <= 0.1
+            assert all(15 <= pause <= 30 for pause in pauses[10:])
+            assert len({round(pause, 6) for pause in pauses[10:]}) > 1, "the pauses are spread"
+            network.is_broken = False
+            await trio.sleep(31)
+            assert client.state == "connected"
+            assert (await client.info()).version == "1"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lost_connection_is_made_again_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        frame, _ = await peer.next()
+        await peer.reply(frame.request, wire.InfoReply("1", "group", 1, 1, 0, 0))
+        await trio.sleep(5)
+
+    async with trio.open_nursery() as nursery:
+        network = scripted(nursery, script)
+        async with using(ACCESS, network) as client:
+            for expected in (1, 2, 3):
+                await client.info()
+                assert network.connects == expected
+                await trio.sleep(5.5)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_hangs_up_at_once_is_not_hammered(autojump_clock: trio.testing.MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        network = scripted(nursery, script)
+        async with using(ACCESS, network) as client:
+            with pytest.raises(Unavailable):
+                await client.info()
+            await trio.sleep(100)
+            assert network.connects < 30
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stopped_client_tells_its_callers() -> None:
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, scripted(nursery, hang)) as client:
+            results: list[str] = []
+
+            async def ask() -> None:
+                try:
+                    await read_one(client, bytearray(10))
+                except Unavailable as error:
+                    results.append(str(error))
+
+            nursery.start_soon(ask)
+            await until(lambda: client.statistics().pending == 1)
+        await until(lambda: results == ["the client was stopped"])
+        with pytest.raises(Unavailable, match="stopped"):
+            await client.info()
+        nursery.cancel_scope.cancel()
+
+
+async def test_reads_wait_for_reply_credit_and_urgent_ones_go_first() -> None:
+    numbers: list[tuple[int, int]] = []
+    go = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            frame, payload = await peer.next()
+            request = wire.decode_request(payload)
+            assert isinstance(request, wire.Readv)
+            numbers.append((frame.request, wire.read_size(request)))
+            nursery.start_soon(answer, peer, frame.request)
+
+    async def answer(peer: Peer, number: int) -> None:
+        await go.wait()
+        await peer.reply(number, wire.ReadReply([0]))
+
+    big = bytearray(wire.READV_SIZE_MAX)
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, scripted(nursery, script)) as client:
+            async with trio.open_nursery() as readers:
+                for _ in range(3):
+                    readers.start_soon(read_one, client, big, Traffic.PREFETCH)
+                await until(lambda: len(numbers) == 2)
+                readers.start_soon(read_one, client, bytearray(7), Traffic.DEMAND)
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(numbers) == 2, "the window is full"
+                go.set()
+            assert [size for _, size in numbers[2:]] == [7, len(big)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_too_large_requests_are_refused_to_the_caller() -> None:
+    client = StorageClient(ACCESS, PairNetwork.__new__(PairNetwork), SystemEntropy())
+    with pytest.raises(Refused, match="spans"):
+        spans = [Span(PACK, 0, 0, 1)] * (wire.READV_SPANS_MAX + 1)
+        await client.readv(spans, [memoryview(bytearray(1))] * len(spans), Traffic.DEMAND)
+    with pytest.raises(Refused, match="bytes"):
+        await read_one(client, bytearray(wire.READV_SIZE_MAX + 1))
+    with pytest.raises(Refused, match="may carry"):
+        shares = [SharePut(PACK, 0, [bytes(wire.SHARE_SIZE_MAX)])] * 3
+        await client.put(shares, FILE_SYSTEM, STAMP, Traffic.UPLOAD)
+    with pytest.raises(ValueError, match="as long as its span"):
+        await client.readv([Span(PACK, 0, 0, 2)], [memoryview(bytearray(1))], Traffic.DEMAND)
+    assert await client.readv([], [], Traffic.DEMAND) == []
+    assert await client.put([], FILE_SYSTEM, STAMP, Traffic.UPLOAD) == []
+    assert await client.have([], FILE_SYSTEM, STAMP) == []
+
+
+@pytest.mark.parametrize("transport", ["unix", "tls"])
+async def test_a_wrong_secret_and_a_wrong_pin_are_told_apart(tmp_path: Path, transport: str) -> None:
+    address = UnixAddress(str(tmp_path / "run" / "s")) if transport == "unix" else TlsAddress("127.0.0.1", 0)
+    async with serving(tmp_path, address=address) as running:
+        good = let_in(tmp_path, running)
+        wrong_secret = Access(good.server_id, good.address, good.account, b"x" * 32, "full")
+        wrong_pin = Access(b"x" * 32, good.address, good.account, good.secret, "full")
+        for access, words in (
+            (wrong_secret, "does not accept the account's secret"),
+            (wrong_pin, "wrong pin"),
+            (good.public(), "has no secret"),
+        ):
+            async with using(access) as client:
+                with pytest.raises(Refused, match=words):
+                    await client.info()
+                assert client.state.startswith("refused: ")
+                assert words in client.state
+        async with using(good) as client:
+            pack = make_pack(length=500_000)
+            assert await client.put([pack.put(0)], FILE_SYSTEM, STAMP, Traffic.UPLOAD) == [True]
+            buffer = bytearray(len(pack.shares[0]))
+            spans = [Span(pack.pack_id, 0, 0, len(buffer))]
+            assert await client.readv(spans, [memoryview(buffer)], Traffic.DEMAND) == [len(buffer)]
+            assert buffer == pack.shares[0]
+
+
+async def test_a_server_without_its_key_is_a_wrong_pin() -> None:
+    """Somebody who learned the account's secret, but not the server's key."""
+
+    async def handle(stream: ByteStream) -> None:
+        peer = Peer(stream)
+        frame, payload = await peer.next()
+        message = hello.read_hello(payload)
+        assert message is not None
+        _, answer = hello.answer(message, b"s" * 32, IDENTITY.server_id, b"n" * 32, bytes(64), "full")
+        await peer.send(Kind.HELLO, 0, answer)
+        await peer.receiver.frame()
+
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, PairNetwork(nursery, handle)) as client:
+            with pytest.raises(Refused, match="wrong pin: the server does not hold the key"):
+                await client.info()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_silent_in_the_hello_is_unavailable(autojump_clock: trio.testing.MockClock) -> None:
+    async def handle(stream: ByteStream) -> None:
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, PairNetwork(nursery, handle), ClientConfig(connect_s=3)) as client:
+            with pytest.raises(Unavailable, match="does not complete the hello"):
+                await client.info()
+            assert trio.current_time() < 4
+        nursery.cancel_scope.cancel()
+
+
+async def test_credit_is_fair() -> None:
+    credit = Credit(10)
+    await credit.acquire(8, Traffic.UPLOAD)
+    order: list[str] = []
+
+    async def want(name: str, amount: int, traffic: Traffic) -> None:
+        await credit.acquire(amount, traffic)
+        order.append(name)
+
+    async with trio.open_nursery() as nursery:
+        for name, amount, traffic in (
+            ("large", 9, Traffic.UPLOAD),
+            ("small", 1, Traffic.UPLOAD),
+            ("urgent", 2, Traffic.DEMAND),
+        ):
+            nursery.start_soon(want, name, amount, traffic)
+            await trio.testing.wait_all_tasks_blocked()
+        assert order == ["urgent"], "it fits, and small does not overtake large"
+        credit.release(8)
+        await trio.testing.wait_all_tasks_blocked()
+        assert order == ["urgent"]
+        credit.release(2)
+        await trio.testing.wait_all_tasks_blocked()
+    assert order == ["urgent", "large", "small"]
+    assert credit.free == 0
+
+
+async def test_credit_is_not_lost_with_those_who_leave() -> None:
+    credit = Credit(10)
+    await credit.acquire(10, Traffic.DEMAND)
+    for _ in range(3):
+        with trio.move_on_after(0):
+            await credit.acquire(5, Traffic.DEMAND)
+    credit.release(10)
+    assert credit.free == 10
+    credit.close(Unavailable("over"))
+    with pytest.raises(Unavailable, match="over"):
+        await credit.acquire(1, Traffic.DEMAND)

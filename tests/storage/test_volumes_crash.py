@@ -1,0 +1,88 @@
+"""The power fails before a disk operation, any of them: what was acknowledged is there, and right."""
+
+from __future__ import annotations
+
+import trio
+
+from storage.backends.disk import DiskBackend, DiskConfig
+from storage.backends.port import ShareKey
+from storage.errors import StorageError
+from storage.ports import Machine
+from tests.simulation.machine import Node, World, run_world
+from tests.simulation.platter import MachineDead
+from tests.storage.test_backend_contract import body, contents, key, lease, share
+
+CONFIG = DiskConfig(reserve_bytes=0, volume_size_max=8000, unsettled_max=2)
+BIG = 66_000
+KEYS = [key(seed) for seed in range(1, 9)]
+SIZES = [1000, BIG, 3000, BIG, 1000, BIG, 2000, BIG]
+
+
+class Held:
+    """What the backend owes: True must be there, False must not, None may."""
+
+    def __init__(self) -> None:
+        self.shares: dict[ShareKey, bool | None] = dict.fromkeys(KEYS, False)
+
+
+async def serve(machine: Machine, *, task_status: trio.TaskStatus[DiskBackend]) -> None:
+    backend = DiskBackend(machine.disk, machine.offload, "/d", bytes(32), CONFIG)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: backend.run(task_status=task_status))
+        task_status.started(backend)
+
+
+async def exercise(backend: DiskBackend, held: Held) -> None:
+    for stamp in (1, 3):
+        for which, size in zip(KEYS, SIZES, strict=True):
+            held.shares[which] = None
+            await backend.store([share(which, size, lease(stamp))])
+            held.shares[which] = True
+        for which in KEYS[:4] if stamp == 1 else KEYS[1::2]:
+            held.shares[which] = None
+            await backend.release([which], lease(stamp + 1))
+            held.shares[which] = False
+
+
+def check(backend: DiskBackend, held: Held) -> None:
+    for which, size in zip(KEYS, SIZES, strict=True):
+        found = contents(backend, which)
+        assert found in (None, body(which, size)[:size])
+        assert backend.has([which]) == [found is not None]
+        if held.shares[which] is not None:
+            assert (found is not None) == held.shares[which], (which, held.shares[which])
+
+
+async def run_and_cut(world: World, operation: int) -> bool:
+    """True if the power failed."""
+    node: Node = world.add("s")
+    held = Held()
+
+    world.cut_power_at(operation, node)
+    failed = False
+    try:
+        backend = await world.start(node, serve)
+        await exercise(backend, held)
+    except (MachineDead, StorageError, ExceptionGroup):
+        failed = True
+        assert not node.is_up
+    world.cut_power_at(0, node)
+    if node.is_up:
+        world.crash(node)
+    backend = await world.start(node, serve)
+    check(backend, held)
+    for which, size in zip(KEYS, SIZES, strict=True):
+        await backend.store([share(which, size, lease(9))])
+        held.shares[which] = True
+    world.crash(node)
+    backend = await world.start(node, serve)
+    check(backend, held)
+    return failed
+
+
+def test_power_failure_before_every_disk_operation() -> None:
+    # Every seventh point, shifted by the seed of the run, so that the quick suite stays quick.
+    operation = 1
+    while run_world(operation, run_and_cut, operation).result:
+        operation += 7
+    assert operation > 300, "the sweep reached the end of the exercise"
