@@ -19,6 +19,7 @@ from gridfs.config import Config
 from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.dirty import DirtyData
 from gridfs.files.filesystem import FileSystem, FileSystemConfig
+from gridfs.files.history import History
 from gridfs.files.journal import Journal, JournalConfig, load_head_state
 from gridfs.files.log import LogConfig, OperationLog
 from gridfs.files.namespace import Namespace
@@ -147,7 +148,8 @@ async def _start(
     head_state = load_head_state(log.metadata)
     writer = Writer(machine, log, dirty, uploader, lambda: head_state.stamp, writer_config)
     journal_config = JournalConfig(config.k, config.n, config.quorum)
-    journal = Journal(machine, log, writer, uploader, heads, keys, head_state, journal_config)
+    history = History(heads, downloader, keys)
+    journal = Journal(machine, log, dirty, writer, uploader, heads, history, keys, head_state, journal_config)
 
     reader = Reader(log.metadata, dirty, log.spool, downloader, ReaderConfig())
     prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 2))

@@ -171,9 +171,8 @@ class MountedFileSystem:
 
     def command(self, *words: object, good: tuple[int, ...] = (0,)) -> Completed:
         """Run `gridfs WORDS` on this file system's home."""
-        return run(
-            [sys.executable, "-m", "gridfs.cli", *(str(word) for word in words)], good=good, home=self.home
-        )
+        program = Path(sys.executable).with_name("gridfs")
+        return run([program, *(str(word) for word in words)], good=good, home=self.home)
 
     def daemon_pids(self) -> list[int]:
         """The mount's process or processes: ours, with this mount point among their words."""

@@ -22,7 +22,7 @@ def script(*words: object, good: tuple[int, ...] = (0,)) -> tuple[int, str]:
 
 
 def is_running(pid: int) -> bool:
-    return bool(words_of(pid))
+    return any(words_of(pid))
 
 
 def test_up_again_starts_only_what_is_missing_and_keeps_the_addresses(make_grid: MakeGrid) -> None:

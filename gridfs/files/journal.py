@@ -22,6 +22,8 @@ import trio
 
 from gridfs.codec.keys import KeyTree, sign
 from gridfs.codec.pack import max_plaintext, seal_pack
+from gridfs.files.dirty import DirtyData
+from gridfs.files.history import History
 from gridfs.files.log import OperationLog
 from gridfs.files.writer import Writer, pack_record
 from gridfs.grid.errors import GridError, NotEnoughServers
@@ -34,11 +36,10 @@ from gridfs.meta.records import (
     HeadBody,
     JournalBody,
     encode_journal,
-    open_head,
     seal_head,
 )
 from gridfs.meta.store import Metadata
-from storage.errors import Conflict, Corrupt, StorageError
+from storage.errors import Conflict, StorageError
 from storage.format.head import GENESIS, HeadRecord, log_name, trim_signed_bytes
 from storage.ports import Machine
 
@@ -97,18 +98,22 @@ class Journal:
         self,
         machine: Machine,
         log: OperationLog,
+        dirty: DirtyData,
         writer: Writer,
         uploader: Uploader,
         heads: HeadServers,
+        history: History,
         keys: KeyTree,
         state: HeadState,
         config: JournalConfig,
     ) -> None:
         self._machine = machine
         self._log = log
+        self._dirty = dirty
         self._writer = writer
         self._uploader = uploader
         self._heads = heads
+        self._history = history
         self._keys = keys
         self._config = config
         self._name = log_name(keys.verifying_key)
@@ -151,31 +156,40 @@ class Journal:
             if not claim.refused:
                 break
             epoch, step = epoch + step, step * 2
-        self._adopt(claim.newest)
+        await self._adopt(claim.newest)
         self.claimed = claim.promises >= self._config.quorum
         self._standalone = True
 
-    def _adopt(self, newest: HeadRecord | None) -> None:
+    async def _adopt(self, newest: HeadRecord | None) -> None:
+        """Take over the newest record; a local state that is older is rolled forward first."""
+        state = self.state
         if newest is None:
-            if self.state.shipped:
+            if state.shipped:
                 logger.warning("the head servers that answered know no record of this file system")
             return
-        state = self.state
-        body = open_head(newest.payload, self._keys.journal_key, newest.epoch, newest.sequence)
-        if newest.mount_id != state.mount_id:
+        body = self._history.body(newest)
+        if newest.mount_id != state.mount_id and self._log.number > state.shipped:
             raise TakenOver(
-                "another client has written this file system since it was last mounted here; "
-                "what this machine holds of it is older and must not be written"
+                "another client has written this file system since it was last mounted here, and this "
+                f"machine still holds {self._log.number - state.shipped} operations of its own"
             )
+        if newest.sequence < state.sequence and newest.mount_id == state.mount_id:
+            return  # those who answered have older records than W servers took from us
         if body.last > self._log.number:
-            raise Corrupt(
-                f"the grid knows operations up to {body.last}, this machine only up to {self._log.number}: "
-                "the local state is older than the grid (restored from a copy?)"
-            )
-        if newest.sequence >= state.sequence:
-            state.sequence = newest.sequence
-            state.previous = newest.record_hash()
-            state.shipped = max(state.shipped, body.last)
+            await self._roll_forward(newest)
+        state.sequence = newest.sequence
+        state.previous = newest.record_hash()
+        state.shipped = max(state.shipped, body.last)
+        self._save()
+
+    async def _roll_forward(self, newest: HeadRecord) -> None:
+        tail = await self._history.behind(newest, self._log.number)
+        logger.warning("the grid is ahead of this machine by %d operations", len(tail.operations))
+        for number, encoded in tail.operations:
+            self._dirty.replay(number, self._log.adopt(number, encoded), None, 0)
+        self.state.journals = tail.journals
+        self.state.gathered = tail.gathered
+        self._log.metadata.drop_outbox(tail.gathered)
 
     # ---- shipping
 
@@ -256,7 +270,7 @@ class Journal:
             raise TakenOver("another client has claimed this file system")
         if claim.promises < self._config.quorum:
             raise NotEnoughServers("claiming the head log", claim.promises, self._config.quorum)
-        self._adopt(claim.newest)
+        await self._adopt(claim.newest)
         self.claimed = True
         self._standalone = True
 

@@ -55,10 +55,9 @@ class OperationLog:
         return operation
 
     def start(self) -> None:
-        """Replay is over: commit it, and let the next number follow what both sides know."""
+        """Replay is over: commit it."""
         self.metadata.commit()
         self._committed = self.number
-        self.spool.last = self.number
 
     def record(self, operation: Operation, data: Buffer = b"", phase: int = 0) -> tuple[int, Source]:
         """Append and apply one operation; acknowledged when this returns.
@@ -73,6 +72,13 @@ class OperationLog:
         if self._pending == 1 or self._pending >= self._config.operations_max:
             self._wake.set()
         return number, source
+
+    def adopt(self, number: int, encoded: bytes) -> Operation:
+        """Apply an operation of this file system that the grid has and this machine lacks."""
+        operation = decode(encoded)
+        self.metadata.apply(number, operation)
+        self.number = number
+        return operation
 
     def commit(self) -> None:
         """End the metadata transaction now."""

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 CHUNK = 65536
 TAG = 16
-SLOT_HEADER = struct.Struct("<8sHxxxxxxQ16s24x")
+SLOT_HEADER = struct.Struct("<8sHxxxxxxQ16sQQ8x")
 RECORD = struct.Struct("<4sIIIQQ")
 SLOT_MAGIC = b"GRIDSPL\0"
 RECORD_MAGIC = b"OPRC"
@@ -65,6 +65,10 @@ class _Slot:
     generation: int
     file: File
     cipher: AESGCM
+    previous: int
+    """Number of the last record in the slot before it, 0 for none."""
+    begin: int
+    """Number of its own first record; not always the next one, as the grid may have been ahead of us."""
     end: int = SLOT_HEADER.size
     live: int = 0
     pins: int = 0
@@ -126,16 +130,17 @@ class Spool:
             if file.read_into(memoryview(header), 0) < len(header):
                 self._spare.append((index, file))
                 continue
-            magic, version, generation, salt = SLOT_HEADER.unpack(header)
+            magic, version, generation, salt, previous, begin = SLOT_HEADER.unpack(header)
             if magic != SLOT_MAGIC:
                 self._spare.append((index, file))
                 continue
             if version != VERSION:
                 raise Refused(f"{self._path(index)} has spool format {version}; this gridfs reads {VERSION}")
-            found.append(_Slot(index, generation, file, self._cipher(salt)))
+            found.append(_Slot(index, generation, file, self._cipher(salt), previous, begin))
         found.sort(key=lambda slot: slot.generation)
         broken = False
         for slot in found:
+            broken = broken or (bool(self.last) and slot.previous != self.last)
             if broken:
                 logger.error("spool slot %d does not follow the one before it and is set aside", slot.index)
                 slot.file.close()
@@ -160,7 +165,7 @@ class Spool:
         while slot.end + RECORD.size + TAG <= size:
             slot.file.read_into(memoryview(header), slot.end)
             magic, op_length, data_length, phase, number, generation = RECORD.unpack(header)
-            follows = number == self.last + 1 or self.last == 0
+            follows = number == (slot.last + 1 if slot.first else slot.begin)
             if magic != RECORD_MAGIC or generation != slot.generation or not follows:
                 return
             if op_length > OPERATION_MAX or data_length > DATA_MAX or phase >= CHUNK:
@@ -198,11 +203,11 @@ class Spool:
         data counts as live until `retire`. Raises Exhausted when every slot is needed (callers wait
         with `room` first), OSError when the disk fails; the log is unchanged then.
         """
-        assert number == self.last + 1 or self.last == 0, (number, self.last)
+        assert number > self.last, (number, self.last)
         length = len(data)
         op_sealed = len(operation) + TAG
         total = RECORD.size + op_sealed + _sealed_length(length, phase)
-        slot = self._slot_for(total)
+        slot = self._slot_for(total, number)
         at = slot.end
         if len(self._scratch) < total:
             self._scratch = bytearray(total)
@@ -239,16 +244,16 @@ class Spool:
             return True
         return len(self._slots) + reserve < self.slots_max
 
-    def _slot_for(self, total: int) -> _Slot:
-        if self._slots and self._slots[-1].end + total <= self.slot_bytes:
+    def _slot_for(self, total: int, number: int) -> _Slot:
+        if self._slots and number == self.last + 1 and self._slots[-1].end + total <= self.slot_bytes:
             current = self._slots[-1]
             if current.generation == self._began:  # never a slot that an earlier process began
                 return current
         if len(self._slots) >= self.slots_max + RESERVED_SLOTS:
             raise Exhausted("the spool is full: every slot holds data that is not in the grid yet")
-        return self._begin_slot()
+        return self._begin_slot(number)
 
-    def _begin_slot(self) -> _Slot:
+    def _begin_slot(self, number: int) -> _Slot:
         if self._spare:
             index, file = self._spare.pop()
         else:
@@ -257,9 +262,10 @@ class Spool:
             self._next_index += 1
         salt = self._machine.entropy.token(16)
         generation = self._generation + 1
-        file.write_at([SLOT_HEADER.pack(SLOT_MAGIC, VERSION, generation, salt)], 0)
+        previous = self.last if self._slots else 0
+        file.write_at([SLOT_HEADER.pack(SLOT_MAGIC, VERSION, generation, salt, previous, number)], 0)
         self._generation = self._began = generation
-        slot = _Slot(index, generation, file, self._cipher(salt))
+        slot = _Slot(index, generation, file, self._cipher(salt), previous, number)
         self._slots.append(slot)
         self._by_index[index] = slot
         return slot

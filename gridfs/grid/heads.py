@@ -19,6 +19,9 @@ from storage.headlog import HeadRecord
 
 T = TypeVar("T")
 
+LOG_BYTES_MAX = 256 << 20
+"""What one server may send of a head log: far above what it keeps."""
+
 
 class HeadClient(Protocol):
     """The part of a storage client that a head log needs."""
@@ -28,6 +31,10 @@ class HeadClient(Protocol):
     ) -> tuple[int, bytes, HeadRecord | None]: ...
 
     async def head_append(self, log: bytes, record: HeadRecord) -> None: ...
+
+    async def head_read(
+        self, log: bytes, after: tuple[int, int] | None, limit_bytes: int
+    ) -> list[HeadRecord]: ...
 
     async def head_trim(self, log: bytes, before: tuple[int, int], signature: bytes) -> None: ...
 
@@ -72,6 +79,16 @@ class HeadServers:
         records = [answer for answer in answers if isinstance(answer, HeadRecord)]
         newest = max(records, key=lambda record: record.stamp, default=None)
         return Claim(len(answers) - refused, refused, newest)
+
+    async def records(self) -> list[HeadRecord]:
+        """Every record that any server which answers keeps, each once, oldest first."""
+
+        async def ask(client: HeadClient) -> list[HeadRecord]:
+            return await client.head_read(self._log, None, LOG_BYTES_MAX)
+
+        answers = await self._ask_all(ask, 0, "reading the head log", everybody=True)
+        found = {record.record_hash(): record for records in answers for record in records}
+        return sorted(found.values(), key=lambda record: record.stamp)
 
     async def append(self, record: HeadRecord, quorum: int) -> None:
         """Store a record on `quorum` servers. Raises Conflict if any says that a newer epoch exists,

@@ -17,10 +17,10 @@ from storage.errors import Corrupt
 from storage.format.entry import PREFIX_SIZE
 from storage.leases import Holder, Lease, Stamp, releases, rises
 
-_FIELDS = struct.Struct(">32sHBx16s16sQQQQ")
+_FIELDS = struct.Struct(">32sHBx16s16sQQQ")
 BARE_ENTRY_SIZE = PREFIX_SIZE + _FIELDS.size
 """Bytes of an entry without payload."""
-assert _FIELDS.size == 100
+assert _FIELDS.size == 92
 _NO_LEASE = Lease(bytes(16), bytes(16), 0, 0)
 
 
@@ -30,7 +30,7 @@ class Kind(IntEnum):
     SHARE = 1
     """The payload is the share; it now lies here."""
     FILE = 2
-    """The share lies in a file of its own, or else whole and synced in `incoming`."""
+    """The share lies in a file of its own."""
     LEASE = 3
     """A lease was taken or renewed."""
     RELEASE = 4
@@ -46,23 +46,17 @@ class Change:
     lease: Lease | None
     length: int = 0
     """Bytes of the share, for SHARE and FILE."""
-    serial: int = 0
-    """Which incoming file holds it, for FILE."""
 
     def encode(self) -> bytes:
         """Fields of the entry."""
-        return _FIELDS.pack(
-            *self.key, self.lease is not None, *(self.lease or _NO_LEASE), self.length, self.serial
-        )
+        return _FIELDS.pack(*self.key, self.lease is not None, *(self.lease or _NO_LEASE), self.length)
 
     @classmethod
     def decode(cls, kind: int, fields: bytes) -> Change:
         """Raises Corrupt for an unknown kind or other fields."""
         try:
-            pack_id, number, leased, *lease, length, serial = _FIELDS.unpack(fields)
-            return cls(
-                Kind(kind), ShareKey(pack_id, number), Lease(*lease) if leased else None, length, serial
-            )
+            pack_id, number, leased, *lease, length = _FIELDS.unpack(fields)
+            return cls(Kind(kind), ShareKey(pack_id, number), Lease(*lease) if leased else None, length)
         except (struct.error, ValueError) as error:
             raise Corrupt(f"volume entry of kind {kind}: {error}") from None
 
@@ -88,16 +82,16 @@ class BatchView:
         return self._states[key]
 
     def store(
-        self, key: ShareKey, lease: Lease | None, length: int, serial: int
+        self, key: ShareKey, lease: Lease | None, length: int, *, own_file: bool
     ) -> tuple[bool, Change | None]:
-        """(whether it is new, the effect). `serial` 0: it goes into a volume."""
+        """(whether it is new, the effect)."""
         state = self.state(key)
         if state.present:
             return False, self.assert_lease(key, lease)[1] if lease else None
         state.present = True
         if lease:
             state.leases[lease.holder] = lease.stamp
-        return True, Change(Kind.FILE if serial else Kind.SHARE, key, lease, length, serial)
+        return True, Change(Kind.FILE if own_file else Kind.SHARE, key, lease, length)
 
     def assert_lease(self, key: ShareKey, lease: Lease) -> tuple[bool, Change | None]:
         """(whether the share is here, the effect)."""

@@ -9,7 +9,6 @@ committing task (`GroupCommit`), which also runs upkeep: checkpoints of the inde
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from storage.backends.index import Logged
 from storage.backends.port import IncomingShare, Piece, ShareKey, SyncPolicy
 from storage.backends.recovery import OpenDirectory, open_directory
 from storage.backends.requests import KEYS_PER_OPERATION, check_keys, check_shares, share_length
-from storage.backends.sharefiles import Incoming
+from storage.backends.sharefiles import WrittenFile
 from storage.errors import Exhausted, StorageError, Unavailable
 from storage.groupcommit import GroupCommit, Ticket
 from storage.leases import Lease
@@ -54,14 +53,14 @@ class DiskConfig:
     """Open files kept for readers."""
     wal_pages_max: int = 4096
     """Pages of the index's write-ahead log after which it is checkpointed."""
-    unsettled_max: int = 256
-    """Share files and directories to be settled after which that is done, and the index checkpointed."""
+    removals_max: int = 256
+    """Directories with removals after which these are synced, and the index checkpointed."""
 
 
 @dataclass(slots=True)
 class _Store:
     shares: Sequence[IncomingShare]
-    incoming: dict[int, Incoming] = field(default_factory=dict)
+    written: dict[int, WrittenFile] = field(default_factory=dict)
     """By position in `shares`: those that were written to files of their own."""
 
 
@@ -85,7 +84,7 @@ class _Plan:
     """What one batch does."""
 
     changes: list[tuple[Change, Sequence[Buffer]]] = field(default_factory=list)
-    placed: list[Incoming] = field(default_factory=list)
+    written: list[WrittenFile] = field(default_factory=list)
     answers: list[list[bool]] = field(default_factory=list)
 
 
@@ -110,7 +109,9 @@ class DiskBackend:
         self._compact_due = True
         self._lost: dict[ShareKey, None] = {}
         self._broken: str | None = None
-        self._serials = itertools.count(1)
+        # Files that one task writes or removes; others that want the same name wait.
+        self._writing: dict[ShareKey, trio.Event] = {}
+        self._removing: dict[ShareKey, trio.Event] = {}
         self._descriptors = Descriptors(disk, self._config.descriptors_max)
         self._commits: GroupCommit[_Operation, list[bool]] = GroupCommit(
             self._commit,
@@ -162,10 +163,9 @@ class DiskBackend:
         if place is None:
             return None
         try:
-            if place.volume:
-                descriptor = self._descriptors.pin(opened.volumes.path(place.volume))
-            else:
-                descriptor = self._pin_own(opened, key)
+            descriptor = self._descriptors.pin(
+                opened.volumes.path(place.volume) if place.volume else opened.files.path(key)
+            )
         except FileNotFoundError:
             _LOGGER.error("share %s.%d is lost: its file is missing", key.pack_id.hex(), key.number)
             self._lost[key] = None
@@ -174,13 +174,6 @@ class DiskBackend:
         except OSError as error:
             raise disk_error(error, "open share") from error
         return Piece(descriptor.file, place.offset, place.length, descriptor)
-
-    def _pin_own(self, opened: OpenDirectory, key: ShareKey) -> Descriptor:
-        try:
-            return self._descriptors.pin(opened.files.path(key))
-        except FileNotFoundError:
-            # A settling in a worker may have moved it just now.
-            return self._descriptors.pin(opened.files.place(key))
 
     def unpin(self, piece: Piece) -> None:
         assert isinstance(piece.token, Descriptor)
@@ -212,12 +205,12 @@ class DiskBackend:
             raise Exhausted(f"no room for {size} bytes of shares")
         operation = _Store(shares)
         try:
-            await self._write_incoming(operation, here)
+            await self._write_files(operation)
             cost = sum(KEY_COST + share_length(share) for share in shares)
             return await self._commits.submit(operation, cost)
         finally:
-            for incoming in operation.incoming.values():
-                self._files_discard(incoming)
+            for written in operation.written.values():
+                self._discard(written)
 
     async def assert_leases(self, keys: Sequence[ShareKey], lease: Lease) -> list[bool]:
         check_keys(keys, lease)
@@ -235,23 +228,40 @@ class DiskBackend:
             answers += await self._commits.submit(_Release(part, lease), KEY_COST * len(part))
         return answers
 
-    async def _write_incoming(self, operation: _Store, here: Sequence[bool]) -> None:
-        files = self._directory_open.files
-        for position, (share, known) in enumerate(zip(operation.shares, here, strict=True)):
-            if known or share_length(share) <= SMALL_SHARE_MAX:
-                continue
-            try:
-                operation.incoming[position] = await self._offload.run(
-                    files.write_incoming, share.key, next(self._serials), share.parts
-                )
-            except OSError as error:
-                raise disk_error(error, "write share") from error
+    async def _write_files(self, operation: _Store) -> None:
+        """Write the larger shares that are not here, one writer for each key at a time.
 
-    def _files_discard(self, incoming: Incoming) -> None:
+        Keys are taken in one order everywhere, so that two calls never wait for each other.
+        """
+        large = [i for i, share in enumerate(operation.shares) if share_length(share) > SMALL_SHARE_MAX]
+        mine: dict[ShareKey, None] = {}
+        for position in sorted(large, key=lambda i: operation.shares[i].key):
+            share = operation.shares[position]
+            while share.key not in mine and (busy := self._busy(share.key)):
+                await busy.wait()
+            if share.key in mine or self.has([share.key])[0]:
+                continue
+            mine[share.key] = None
+            self._writing[share.key] = trio.Event()
+            try:
+                operation.written[position] = await self._offload.run(
+                    self._directory_open.files.write, share.key, share.parts
+                )
+            except BaseException as error:
+                self._writing.pop(share.key).set()
+                if isinstance(error, OSError):
+                    raise disk_error(error, "write share") from error
+                raise
+
+    def _busy(self, key: ShareKey) -> trio.Event | None:
+        return self._writing.get(key) or self._removing.get(key)
+
+    def _discard(self, written: WrittenFile) -> None:
         if self._opened is not None:
-            self._opened.files.discard(incoming)
+            self._opened.files.discard(written)
         else:
-            incoming.file.close()
+            written.file.close()
+        self._writing.pop(written.key).set()
 
     # The committing task
 
@@ -268,7 +278,7 @@ class DiskBackend:
                 own = [key for key, place in gone if place.volume == 0]
                 for key in own:
                     self._descriptors.forget(opened.files.path(key))
-                await self._offload.run(self._remove, own)
+                await self._remove_files(own)
         except apsw.Error as error:
             # The log is ahead of the index now; the next start follows it.
             self._broken = f"index failed ({error}); the server must be started anew"
@@ -304,16 +314,19 @@ class DiskBackend:
         return plan
 
     def _plan_share(self, plan: _Plan, view: BatchView, operation: _Store, position: int) -> bool:
-        share, incoming = operation.shares[position], operation.incoming.get(position)
+        share = operation.shares[position]
         length = share_length(share)
-        if incoming is None and length > SMALL_SHARE_MAX and not view.state(share.key).present:
-            # It was here when the call began and was released since; nothing was written for it.
-            raise Unavailable("the share was released meanwhile: put it again")
-        new, change = view.store(share.key, share.lease, length, incoming.serial if incoming else 0)
+        large = length > SMALL_SHARE_MAX
+        written = None
+        if large and not view.state(share.key).present:
+            written = next((file for file in operation.written.values() if file.key == share.key), None)
+            if written is None:
+                raise Unavailable("the share was released meanwhile: put it again")
+        new, change = view.store(share.key, share.lease, length, own_file=large)
         if change:
-            plan.changes.append((change, () if incoming or not new else share.parts))
-        if new and incoming:
-            plan.placed.append(incoming)
+            plan.changes.append((change, share.parts if new and not large else ()))
+        if new and written:
+            plan.written.append(written)
         return new
 
     def _write(self, plan: _Plan) -> list[Logged]:
@@ -321,11 +334,22 @@ class DiskBackend:
         opened = self._directory_open
         sync = self._config.sync != SyncPolicy.NONE
         if sync:
-            opened.files.sync_incoming(plan.placed)
+            opened.files.sync(plan.written)
         logged = log_changes(opened.volumes, plan.changes, sync)
-        for incoming in plan.placed:
-            opened.files.commit(incoming)
+        for written in plan.written:
+            written.committed = True
         return logged
+
+    async def _remove_files(self, keys: Sequence[ShareKey]) -> None:
+        if not keys:
+            return
+        gate = trio.Event()
+        self._removing.update(dict.fromkeys(keys, gate))
+        try:
+            await self._offload.run(self._remove, keys)
+        finally:
+            self._removing.clear()
+            gate.set()
 
     def _remove(self, keys: Sequence[ShareKey]) -> None:
         for key in keys:
@@ -335,8 +359,7 @@ class DiskBackend:
                 _LOGGER.error("share %s.%d not removed: %s", key.pack_id.hex(), key.number, error)
 
     async def _checkpoint(self, opened: OpenDirectory) -> None:
-        for path in await self._offload.run(opened.files.settle):
-            self._descriptors.forget(path)
+        await self._offload.run(opened.files.sync_removals)
         await opened.index.checkpoint(self._offload)
 
     async def _upkeep(self) -> bool:
@@ -345,7 +368,7 @@ class DiskBackend:
             return False
         try:
             self._forget_lost(opened)
-            many = opened.files.unsettled > self._config.unsettled_max
+            many = opened.files.unsynced_removals > self._config.removals_max
             if many or opened.index.wal_pages > self._config.wal_pages_max:
                 await self._checkpoint(opened)
             return await self._compact(opened)

@@ -81,7 +81,7 @@ class MemoryBackend:
         view = self._view()
         answers = []
         for share in shares:
-            new, _ = view.store(share.key, share.lease, share_length(share), 0)
+            new, _ = view.store(share.key, share.lease, share_length(share), own_file=False)
             if new:
                 self._states[share.key] = view.state(share.key)
                 self._files[share.key] = MemoryFile(b"".join(share.parts))

@@ -1,10 +1,9 @@
 """Opening a share directory: the index follows the log to its end, and files follow the index.
 
 After a clean stop there is nothing to follow. After a crash the log's tail is applied where the index has
-not followed it yet, and looked at from where renames are known to be durable: committed shares that still
-lie in `incoming` get their names; what nothing speaks of is removed. An index that is missing, unfinished or
-unreadable is made anew from all volumes and files. Synchronous: runs in a worker thread before anything else
-uses the directory.
+not followed it yet, and looked at from where removals are known to be durable, to do them again. An index
+that is missing, unfinished or unreadable is made anew from all volumes and files. Synchronous: runs in a
+worker thread before anything else uses the directory.
 """
 
 from __future__ import annotations
@@ -82,77 +81,50 @@ class _Recovery:
         self._index = opened.index
         self._volumes = opened.volumes
         self._files = opened.files
-        self._serials: dict[ShareKey, int] = {}
-        self._written: dict[ShareKey, None] = {}
-        self._gone: dict[ShareKey, None] = {}
+        self._released: dict[ShareKey, None] = {}
 
     def run(self) -> None:
         positions = self._index.position()
         if positions is None:
-            self._follow(Position(0, 0), Position(0, 0), remember=False)
-            self._adopt_all()
+            self._follow(Position(0, 0), Position(0, 0))
+            self._drop_missing()
             self._find_strays()
             self._index.purge_leases()
         else:
             followed, safe = positions
-            self._follow(followed, safe, remember=True)
-            self._adopt_written()
+            self._follow(followed, safe)
         # Only now: a share that was released and put again has its newer file under the same name.
-        for key in self._gone:
+        for key in self._released:
             if self._index.place(key) is None:
                 self._files.remove(key)
-        if count := self._files.clear_incoming():
-            _LOGGER.info("%d unfinished shares removed", count)
 
-    def _follow(self, followed: Position, safe: Position, *, remember: bool) -> None:
+    def _follow(self, followed: Position, safe: Position) -> None:
         chunk: list[Logged] = []
         reached = followed
         for logged, behind in self._volumes.replay(min(safe, followed)):
-            self._note_files(logged, remember)
+            if logged.change.kind == Kind.RELEASE:
+                self._released[logged.change.key] = None
             if behind <= followed:
                 continue
             chunk.append(logged)
             reached = behind
             if len(chunk) == _CHUNK:
-                self._apply(chunk, reached)
+                self._index.apply(chunk, reached)
                 chunk = []
-        self._apply(chunk, reached)
+        self._index.apply(chunk, reached)
 
-    def _note_files(self, logged: Logged, remember: bool) -> None:
-        change = logged.change
-        if change.kind == Kind.FILE:
-            if remember:
-                self._written[change.key] = None
-            if self._files.is_leftover(change.key, change.serial):
-                self._serials[change.key] = change.serial
-        elif change.kind == Kind.RELEASE and remember:
-            # Its file may have come back, if the removal was not durable.
-            self._gone[change.key] = None
-
-    def _apply(self, chunk: list[Logged], reached: Position) -> None:
-        for key, place in self._index.apply(chunk, reached):
-            if place.volume == 0:
-                self._gone[key] = None
-
-    def _adopt(self, key: ShareKey, length: int) -> bool:
-        if self._files.adopt(key, self._serials.get(key), length):
-            return True
-        _LOGGER.error("share %s.%d is lost: its file is missing", key.pack_id.hex()[:16], key.number)
-        return False
-
-    def _adopt_written(self) -> None:
-        for key in self._written:
-            place = self._index.place(key)
-            if place and place.volume == 0 and not self._adopt(key, place.length):
-                self._index.forget(key)
-
-    def _adopt_all(self) -> None:
-        lost = [key for key, length in self._index.own_files() if not self._adopt(key, length)]
-        for key in lost:
+    def _drop_missing(self) -> None:
+        sizes = ((key, length, self._files.size(key)) for key, length in self._index.own_files())
+        for key in [key for key, length, size in sizes if size != length]:
+            _LOGGER.error("share %s.%d is lost: its file is missing", key.pack_id.hex()[:16], key.number)
             self._index.forget(key)
 
     def _find_strays(self) -> None:
-        """Shares whose entries have rotted away: kept, though nobody is known to need them."""
-        for key, size in self._files.placed():
-            if key not in self._gone and self._index.place(key) is None:
+        """Files that no entry speaks of: kept if they verify, though nobody is known to need them."""
+        for key, size in self._files.found():
+            if key in self._released or self._index.place(key) is not None:
+                continue
+            if self._files.verifies(key):
                 self._index.put(key, Place(0, 0, size))
+            else:
+                self._files.remove(key)

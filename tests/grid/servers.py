@@ -232,6 +232,11 @@ def flip(span: Span, data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
+def invert(span: Span, data: bytes) -> bytes:
+    """A lie in every byte."""
+    return bytes(byte ^ 255 for byte in data)
+
+
 def sealed_size(length: int) -> int:
     """Bytes of a sealed segment."""
     return length + TAG_SIZE

@@ -19,7 +19,7 @@ from gridfs.grid.errors import DamagedData, NotEnoughShares
 from gridfs.grid.health import HealthConfig
 from storage.client import Span, Traffic
 from storage.format.share import BLOCK_SIZE
-from tests.grid.servers import SECRET, Grid, Stored, flip, open_grid, plaintext, sealed_size
+from tests.grid.servers import SECRET, Grid, Stored, flip, invert, open_grid, plaintext, sealed_size
 
 ROWS = 3 * 4 * SEGMENT_SIZE + 1000
 """Three full rows at k=4 and a short one."""
@@ -109,6 +109,30 @@ async def test_requests_are_split_at_the_limits_of_the_wire() -> None:
         await grid.downloader.read(segments)
         assert [bytes(segment.out) for segment in segments] == [stored.plain[run] for run in (0, 2, 4)]
         assert sorted(len(spans) for spans in grid.servers[0].readvs) == [1, 2]
+
+
+async def test_a_large_read_lets_others_have_their_turn() -> None:
+    """One more turn of the loop for every MiB that is opened."""
+    async with open_grid(4, 6) as grid:
+        stored = await grid.store(plaintext(8 << 20))
+
+        async def turns_during(segments: list[SegmentRead]) -> int:
+            turns = 0
+
+            async def count() -> None:
+                nonlocal turns
+                while True:
+                    await trio.lowlevel.checkpoint()
+                    turns += 1
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(count)
+                await grid.downloader.read(segments)
+                nursery.cancel_scope.cancel()
+            return turns
+
+        segments = stored.segments()
+        assert await turns_during(segments) >= await turns_during(segments[:4]) + 6
 
 
 async def test_nothing_to_read_asks_nobody() -> None:
@@ -280,11 +304,19 @@ async def lies(grid: Grid, stored: Stored, number: int) -> None:
 async def test_a_lying_primary_is_named(number: int, caplog: pytest.LogCaptureFixture) -> None:
     async with open_grid(4, 6) as grid:
         stored = await grid.store(plaintext(ROWS))
-        grid.holder(stored, number).distort = flip
+        grid.holder(stored, number).distort = invert
         with caplog.at_level(logging.WARNING):
             await lies(grid, stored, number)
         assert grid.roster.name(grid.holder(stored, number).server_id) in caplog.text
         assert grid.downloader.statistics().reads.audits == 1, "its other blocks are not believed any more"
+
+
+async def test_a_lie_about_a_run_inside_a_block_is_found() -> None:
+    async with open_grid(2, 3) as grid:
+        stored = await grid.store(plaintext(1000), plaintext(2000, 1), plaintext(3000, 2))
+        grid.holder(stored, 0).distort = invert
+        assert await grid.read(stored, 1) == stored.plain[1]
+        assert await grid.read(stored, 2) == stored.plain[2]
 
 
 async def test_one_flipped_byte_in_the_data_is_found_by_its_hash(caplog: pytest.LogCaptureFixture) -> None:

@@ -64,11 +64,12 @@ async def test_jobs_of_one_turn_are_one_request_per_server() -> None:
 async def test_what_was_given_up_before_it_was_sent_is_not_sent() -> None:
     echo = Echo()
     requests = requests_on(echo)
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(requests.ask, [job(1), job(2, B)], Traffic.DEMAND)
+        await trio.testing.wait_all_tasks_blocked()
+        waiting.cancel_scope.cancel()
     async with trio.open_nursery() as nursery:
         await nursery.start(requests.run)
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await requests.ask([job(1), job(2, B)], Traffic.DEMAND)
         await requests.ask([job(3)], Traffic.DEMAND)
         nursery.cancel_scope.cancel()
     assert echo.asked == [[3]]

@@ -185,12 +185,13 @@ async def test_a_cancelled_put_stops_sending(tmp_path: Path) -> None:
 
 async def test_a_refused_put_does_not_send_its_whole_body() -> None:
     frames: list[Kind] = []
+    refused = trio.Event()
 
     async def script(peer: Peer) -> None:
         frame, _ = await peer.next()
         failure = wire.failure_of(Exhausted("no room"))
         await peer.send(Kind.FAIL, frame.request, wire.encode_failure(failure))
-        await trio.testing.wait_all_tasks_blocked()
+        await refused.wait()
         while True:
             frames.append((await peer.next())[0].kind)
 
@@ -199,6 +200,7 @@ async def test_a_refused_put_does_not_send_its_whole_body() -> None:
         async with using(ACCESS, scripted(nursery, script)) as client:
             with pytest.raises(Exhausted, match="no room"):
                 await client.put([share], FILE_SYSTEM, STAMP, Traffic.UPLOAD)
+            refused.set()
             await until(lambda: Kind.CANCEL in frames)
             assert frames.index(Kind.CANCEL) < 16_000_000 // PAYLOAD_SIZE_MAX
         nursery.cancel_scope.cancel()

@@ -15,6 +15,7 @@ import trio
 from storage.backends.disk import DiskBackend, DiskConfig
 from storage.backends.port import IncomingShare, Lease, ShareKey
 from storage.errors import Conflict, Exhausted, Refused, Unavailable
+from storage.format.share import Geometry, build_shares
 from storage.host import OsDisk, OsFile, ThreadOffload
 from storage.ports import Buffer
 from tests.storage.test_backend_contract import LARGE, SMALL, body, contents, key, lease, share
@@ -141,13 +142,39 @@ async def test_the_index_is_made_again_from_volumes_and_files(tmp_path: Path, da
         await check(backend)
 
 
-async def test_a_share_file_without_any_entry_is_kept_when_the_index_is_made_again(tmp_path: Path) -> None:
+async def test_strays_are_kept_if_they_verify_when_the_index_is_made_again(tmp_path: Path) -> None:
+    geometry = Geometry(1, 2, 70_000)
+    columns = [bytes(70_000)] * 2
+    built = build_shares(geometry, columns)
+    parts = [[built.headers[number], columns[number], built.tables[number]] for number in range(2)]
+    whole, torn = (ShareKey(built.pack_id, number) for number in range(2))
     async with opened(tmp_path / "d") as backend:
-        await backend.store([share(key(1), LARGE, lease(1))])
+        await backend.store([IncomingShare(whole, parts[0], lease(1)), IncomingShare(torn, parts[1], None)])
     for path in ("volumes/00000001", "index.db", "index.db-wal"):
         (tmp_path / "d" / path).unlink(missing_ok=True)
+    [file] = (tmp_path / "d/shares").rglob(f"{built.pack_id.hex()}.1")
+    os.truncate(file, 60_000)
     async with opened(tmp_path / "d") as backend:
-        assert contents(backend, key(1)) == body(key(1), LARGE)[:LARGE]
+        assert contents(backend, whole) == b"".join(parts[0])
+        assert backend.has([torn]) == [False]
+        assert not file.exists()
+
+
+async def test_a_share_is_put_again_while_its_file_is_removed(tmp_path: Path) -> None:
+    async with opened(tmp_path / "d") as backend:
+        await backend.store([share(key(1), LARGE, lease(1))])
+        pinned = backend.pin(key(1))
+        assert pinned is not None
+        for stamp in range(2, 20, 2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(backend.release, [key(1)], lease(stamp))
+                for _ in range(3):
+                    nursery.start_soon(backend.store, [share(key(1), LARGE, lease(stamp + 1))])
+            assert contents(backend, key(1)) == body(key(1), LARGE)[:LARGE]
+        buffer = bytearray(LARGE)
+        assert pinned.file.read_into(memoryview(buffer), pinned.offset) == LARGE
+        assert buffer == body(key(1), LARGE)[:LARGE]
+        backend.unpin(pinned)
 
 
 async def test_a_torn_tail_is_cut_and_the_log_goes_on(tmp_path: Path) -> None:
@@ -183,24 +210,6 @@ async def test_rot_in_one_entry_costs_that_entry_only(tmp_path: Path) -> None:
     (tmp_path / "d/index.db").unlink()
     async with opened(tmp_path / "d") as backend:
         assert backend.has([key(1), key(2), key(3)]) == [True, False, True]
-
-
-@pytest.mark.parametrize("index_written", [True, False])
-async def test_a_committed_share_left_in_incoming_gets_its_name(tmp_path: Path, index_written: bool) -> None:
-    """The rename is not durable yet, while the index may or may not be on the disk already."""
-    async with opened(tmp_path / "d") as backend:
-        await backend.store([share(key(1), LARGE, lease(1))])
-        image = crash_image(tmp_path / "d")
-    name = key(1).pack_id.hex()
-    placed = image / "shares" / name[:2] / name[2:4] / f"{name}.0"
-    assert not placed.exists()
-    if not index_written:
-        (image / "index.db-wal").unlink()
-    (image / "incoming" / f"{name}.0.2").write_bytes(b"never committed")
-    async with opened(image) as backend:
-        assert contents(backend, key(1)) == body(key(1), LARGE)[:LARGE]
-        assert placed.exists()
-        assert list((image / "incoming").iterdir()) == []
 
 
 async def test_a_removal_that_was_not_durable_is_done_again(tmp_path: Path) -> None:
@@ -253,7 +262,7 @@ async def test_a_full_disk_fails_the_batch_and_nothing_of_it_comes_back(tmp_path
         image = crash_image(tmp_path / "d")
     async with opened(image) as backend:
         assert backend.has([key(1), key(2), key(3), key(12)]) == [True, False, True, False]
-        assert list((image / "incoming").iterdir()) == []
+        assert [path for path in (image / "shares").rglob("*") if path.is_file()] == []
 
 
 async def test_after_a_failed_sync_no_more_is_acknowledged_but_reads_go_on(tmp_path: Path) -> None:
@@ -363,17 +372,3 @@ async def test_shares_lie_in_two_levels_by_pack_id(tmp_path: Path) -> None:
         assert backend.has([which]) == [True]
         found = [path for path in (tmp_path / "d/shares").rglob("*") if path.is_file()]
     assert found == [tmp_path / "d/shares/ab/cd" / f"{which.pack_id.hex()}.7"]
-
-
-async def test_settling_moves_files_under_readers(tmp_path: Path) -> None:
-    config = DiskConfig(reserve_bytes=0, unsettled_max=3)
-    keys = [key(seed) for seed in range(20)]
-    async with opened(tmp_path / "d", config) as backend:
-        for which in keys:
-            await backend.store([share(which, LARGE, lease(1))])
-            assert contents(backend, which) == body(which, LARGE)[:LARGE]
-        assert len(list((tmp_path / "d/incoming").iterdir())) < 5
-        assert [contents(backend, which) for which in keys] == [body(which, LARGE)[:LARGE] for which in keys]
-        assert await backend.release(keys, lease(2)) == [True] * 20
-        assert [path for path in (tmp_path / "d/shares").rglob("*") if path.is_file()] == []
-        assert list((tmp_path / "d/incoming").iterdir()) == []

@@ -12,7 +12,7 @@ from tests.simulation.machine import Node, World, run_world
 from tests.simulation.platter import MachineDead
 from tests.storage.test_backend_contract import body, contents, key, lease, share
 
-CONFIG = DiskConfig(reserve_bytes=0, volume_size_max=8000, unsettled_max=2)
+CONFIG = DiskConfig(reserve_bytes=0, volume_size_max=8000, removals_max=2)
 BIG = 66_000
 KEYS = [key(seed) for seed in range(1, 9)]
 SIZES = [1000, BIG, 3000, BIG, 1000, BIG, 2000, BIG]

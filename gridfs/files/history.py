@@ -1,0 +1,113 @@
+"""What the grid knows of a file system's operations: head log records and journal packs, read back.
+
+A local state that is older than the grid (the machine lost power, or was restored from a copy) is
+rolled forward with it before anything is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from gridfs.codec.cipher import SEGMENT_SIZE, TAG_SIZE
+from gridfs.codec.keys import KeyTree
+from gridfs.codec.pack import run_key
+from gridfs.grid.downloader import Downloader, PackRef, SegmentRead
+from gridfs.grid.heads import HeadServers
+from gridfs.meta.operations import PackRecord
+from gridfs.meta.records import HeadBody, JournalBody, decode_journal, open_head
+from storage.client import Traffic
+from storage.errors import Corrupt
+from storage.format.head import HeadRecord, log_name
+from storage.format.share import BLOCK_SIZE, Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The operations behind a number, and the journal packs they rest on."""
+
+    operations: list[tuple[int, bytes]]
+    """(number, encoded operation), ascending; none missing."""
+    journals: list[PackRecord]
+    """All journal packs, oldest first."""
+    gathered: int
+    """Number of the last operation in journal packs."""
+
+
+class History:
+    """Reads one file system's past from the grid."""
+
+    def __init__(self, heads: HeadServers, downloader: Downloader, keys: KeyTree) -> None:
+        self._heads = heads
+        self._downloader = downloader
+        self._keys = keys
+        self._log = log_name(keys.verifying_key)
+        self._verifier = Ed25519PublicKey.from_public_bytes(keys.verifying_key)
+
+    def body(self, record: HeadRecord) -> HeadBody:
+        """Check a record's signature and open it. Raises Corrupt."""
+        try:
+            self._verifier.verify(record.signature, record.signed_bytes(self._log))
+        except InvalidSignature:
+            raise Corrupt(f"head record {record.epoch}.{record.sequence} is forged") from None
+        return open_head(record.payload, self._keys.journal_key, record.epoch, record.sequence)
+
+    async def behind(self, newest: HeadRecord, number: int) -> Tail:
+        """All operations behind `number`, up to those of the record `newest`.
+
+        Walks from the newest record back along the hashes, then into journal packs. Raises Corrupt
+        where a record is missing or damaged, and the grid's errors where a journal pack cannot be read.
+        """
+        body = self.body(newest)
+        pieces = [body.operations]
+        reached = body.after
+        previous = newest.previous
+        if reached > number and reached != body.gathered:
+            known = {record.record_hash(): record for record in await self._heads.records()}
+            while reached > number and reached != body.gathered:
+                record = known.get(previous)
+                if record is None:
+                    raise Corrupt(f"the head log lacks the operations before {reached}")
+                earlier = self.body(record)
+                pieces.append(earlier.operations)
+                reached, previous = earlier.after, record.previous
+        journals = await self._journals(body.journal)
+        for journal in reversed(journals):
+            if reached <= number:
+                break
+            content = await self._read(journal)
+            pieces.append(content.operations)
+            reached = content.after
+        if reached > number:
+            raise Corrupt(f"the journal lacks the operations before {reached}")
+        operations = [row for piece in reversed(pieces) for row in piece if row[0] > number]
+        return Tail(operations, journals, body.gathered)
+
+    async def _journals(self, newest: PackRecord | None) -> list[PackRecord]:
+        if newest is None:
+            return []
+        content = await self._read(newest)
+        return [*content.earlier, newest]
+
+    async def _read(self, pack: PackRecord) -> JournalBody:
+        """The content of a journal pack, which is one run."""
+        segments = -(-pack.stream_length // BLOCK_SIZE)
+        length = pack.stream_length - TAG_SIZE * segments
+        plain = memoryview(bytearray(length))
+        ref = PackRef(pack.pack_id, Geometry(pack.k, pack.n, pack.stream_length), tuple(pack.places))
+        key = run_key(pack.key, pack.convergent, 0)
+        reads = [
+            SegmentRead(
+                ref,
+                key,
+                ordinal,
+                ordinal * BLOCK_SIZE,
+                min(SEGMENT_SIZE, length - ordinal * SEGMENT_SIZE),
+                plain[ordinal * SEGMENT_SIZE : (ordinal + 1) * SEGMENT_SIZE],
+            )
+            for ordinal in range(segments)
+        ]
+        await self._downloader.read(reads, Traffic.DEMAND)
+        return decode_journal(plain)
