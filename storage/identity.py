@@ -87,7 +87,7 @@ def load_or_create_identity(disk: Disk, entropy: Entropy, directory: str) -> Ide
     found = load_identity(disk, directory)
     if found is not None:
         return found
-    disk.make_directory(directory)
+    _make_directory(disk, directory)
     if SHARES_DIRECTORY in disk.names(directory):
         raise Refused(f"{directory} has shares but no server.key: restore it, a new key would orphan them")
     _write(disk, _path(directory, "server.key"), entropy.token(KEY_SIZE))
@@ -102,7 +102,8 @@ def create_account(disk: Disk, entropy: Entropy, directory: str, rights: str) ->
         raise Refused(f"rights must be one of {', '.join(RIGHTS)}, not {rights!r}")
     account = Account(entropy.token(ACCOUNT_SIZE), rights, entropy.token(SECRET_SIZE))
     accounts = _path(directory, "accounts")
-    disk.make_directory(accounts)
+    _make_directory(disk, directory)
+    _make_directory(disk, accounts)
     stored = _StoredAccount(ACCOUNT_VERSION, account.rights, account.secret)
     _write(disk, _path(accounts, account.name.hex()), msgspec.msgpack.encode(stored))
     return account
@@ -139,6 +140,12 @@ def recorded_address(disk: Disk, directory: str) -> Address | None:
 
 def _path(*parts: str) -> str:
     return os.path.join(*parts)
+
+
+def _make_directory(disk: Disk, path: str) -> None:
+    """Make a directory whose name outlives a power loss, as the files in it will."""
+    disk.make_directory(path)
+    disk.sync_directory(os.path.dirname(path))
 
 
 def _read(disk: Disk, path: str) -> bytes | None:

@@ -59,7 +59,9 @@ class Disk(Protocol):
     def sqlite_vfs(self) -> str | None:
         """Name of the apsw VFS that keeps SQLite files on this disk; None for SQLite's own."""
 
-    def open(self, path: str, *, create: bool = False, exclusive: bool = False, writable: bool = True) -> File:
+    def open(
+        self, path: str, *, create: bool = False, exclusive: bool = False, writable: bool = True
+    ) -> File:
         """Open a file; with `create` make it (mode 0600) where missing, with `exclusive` only then."""
 
     def replace(self, source: str, target: str) -> None:

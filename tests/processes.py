@@ -113,7 +113,13 @@ class LocalGrid:
 
     def hang(self, number: int) -> None:
         """Stop a server without ending it: it keeps its connections and answers nothing."""
-        os.kill(self.pid(number), signal.SIGSTOP)
+        pid = self.pid(number)
+        os.kill(pid, signal.SIGSTOP)
+        deadline = time.monotonic() + END_SECONDS_MAX
+        while not is_stopped(pid):
+            # The signal reaches a thread that runs on another processor a moment later.
+            assert time.monotonic() < deadline, f"process {pid} does not stop"
+            os.sched_yield()
 
     def resume(self, number: int) -> None:
         os.kill(self.pid(number), signal.SIGCONT)
@@ -200,6 +206,11 @@ def words_of(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def is_stopped(pid: int) -> bool:
+    """By a signal: state T in its stat line, behind the name in parentheses."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def traced_processes(trace: str) -> list[int]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn, Optional
 
-import click
 import typer
 
 from gridfs import __version__
@@ -14,14 +13,14 @@ from gridfs import __version__
 app = typer.Typer(
     name="gridfs",
     help="A grid of storage servers, mounted as a file system.",
-    no_args_is_help=True,
+    no_args_is_help=False,
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-Name = Annotated[str, typer.Argument(help="File system: a name, or a path with a slash.")]
-MountPoint = Annotated[str, typer.Argument(help="Directory where it is mounted.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="File system: a name, or a path with a slash.")]
+MountPoint = Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="Directory where it is mounted.")]
 
 
 def _version(wanted: bool) -> None:
@@ -61,10 +60,12 @@ def create(
 ) -> None:
     """Create a file system in a grid."""
     from gridfs.cli.create import CreateRequest, create_filesystem
+    from gridfs.exits import USAGE, CommandError
 
     if passphrase:
-        raise click.UsageError(
-            "a secret on the command line is refused: others can see it; use --passphrase-command"
+        raise CommandError(
+            "a secret on the command line is refused: others can see it; use --passphrase-command",
+            USAGE,
         )
     create_filesystem(
         CreateRequest(
@@ -133,16 +134,15 @@ def main() -> None:
 
     try:
         code = app(standalone_mode=False)
-    except click.UsageError as error:
-        where = f" ({error.ctx.command_path} --help)" if error.ctx else ""
-        _fail(f"{error.format_message()}{where}", USAGE)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED)
-    except click.ClickException as error:
-        _fail(error.format_message(), USAGE)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
+        # Errors of usage carry their own words; their classes are not public.
+        words = getattr(error, "format_message", None)
+        if words is not None:
+            _fail(words() or "a command is missing: see gridfs --help", USAGE)
         known = as_command_error(error)
         if known is None:
             raise
@@ -150,6 +150,6 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"gridfs: {message}", file=sys.stderr)
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"gridfs: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)

@@ -178,13 +178,25 @@ def convergent_key(convergence_secret: bytes, plaintext: Buffer) -> bytes:
     return blake3(b"".join(head), key=convergence_secret).update(view).digest()
 
 
+def new_columns(k: int) -> list[bytearray]:
+    """Memory for the primary columns of one pack, to be used again and again by `seal_pack`."""
+    return [bytearray(rows_max(k) * BLOCK_SIZE) for _ in range(k)]
+
+
 def seal_pack(
-    k: int, n: int, runs: Sequence[Buffer], *, pack_key: bytes | None, convergence_secret: bytes
+    k: int,
+    n: int,
+    runs: Sequence[Buffer],
+    *,
+    pack_key: bytes | None,
+    convergence_secret: bytes,
+    memory: Sequence[bytearray] | None = None,
 ) -> SealedPack:
     """Seal runs into a pack and build its shares. Touches no event loop; pure.
 
     runs: the plaintext of each, all of which fit (`LayoutPlan`); the buffers must not change meanwhile.
     pack_key: 32 bytes that never sealed anything else, or None for a convergent pack (one run).
+    memory: what `new_columns` made; it belongs to the pack until that is uploaded. None: fresh memory.
     """
     convergent = pack_key is None
     if convergent and len(runs) != 1:
@@ -195,7 +207,7 @@ def seal_pack(
     views = [memoryview(run).cast("B") for run in runs]
     layout = plan_layout(k, [len(view) for view in views])
     geometry = Geometry(k, n, layout.stream_length)
-    columns = _primary_columns(geometry)
+    columns = _primary_columns(geometry, memory)
     sealed_runs = []
     for number, (place, view) in enumerate(zip(layout.runs, views, strict=True)):
         sealed_runs.append(SealedRun(place.offset, place.length, run_key(key, convergent, number)))
@@ -204,13 +216,21 @@ def seal_pack(
     return _with_shares(geometry, [*columns, *parity], key, convergent, tuple(sealed_runs))
 
 
-def _primary_columns(geometry: Geometry) -> list[memoryview]:
+def _primary_columns(geometry: Geometry, memory: Sequence[bytearray] | None) -> list[memoryview]:
     """One zeroed column per primary, all as long as the longest; empty primaries share one of zeros."""
     size = geometry.data_length(0)
-    zeros = memoryview(bytes(size))
-    return [
-        memoryview(bytearray(size)) if geometry.data_length(number) else zeros for number in range(geometry.k)
-    ]
+    zeros = bytes(size)
+    columns = []
+    for number in range(geometry.k):
+        if not geometry.data_length(number):
+            columns.append(memoryview(zeros))
+        elif memory is None:
+            columns.append(memoryview(bytearray(size)))
+        else:
+            column = memoryview(memory[number])[:size]
+            column[:] = zeros
+            columns.append(column)
+    return columns
 
 
 def _seal_run(cipher: AESGCM, place: RunPlace, plaintext: memoryview, columns: list[memoryview]) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import trio
 
-from gridfs.codec.pack import LayoutPlan, SealedPack, max_plaintext, seal_pack
+from gridfs.codec.pack import LayoutPlan, SealedPack, max_plaintext, new_columns, seal_pack
 from gridfs.files.dirty import DirtyData
 from gridfs.files.log import OperationLog
 from gridfs.files.overlay import Piece
@@ -81,6 +81,8 @@ class _Flight:
     cost: int
     key: bytes | None
     """Random pack key, or None for a convergent pack of one run."""
+    memory: list[bytearray] | None = None
+    """What the pack's primary columns lie in, from the writer's pool."""
     sealed: SealedPack | None = None
     receipt: Receipt | None = None
 
@@ -127,6 +129,7 @@ class Writer:
         self._progress = trio.Event()
         self._seal_turn = trio.Lock()
         self._plaintext = bytearray()
+        self._columns: list[list[bytearray]] = []
         self.sealed_bytes = 0
         self.draining = False
         self.trouble: str | None = None
@@ -229,6 +232,8 @@ class Writer:
                     for piece in run.pieces:
                         self._log.spool.unpin(piece.source)
         flight.receipt = await self._upload(flight.sealed)
+        if flight.memory is not None:
+            self._columns.append(flight.memory)
         self._commit_ready()
 
     async def _upload(self, sealed: SealedPack) -> Receipt:
@@ -265,7 +270,12 @@ class Writer:
             buffers.append(view[begin:position])
         config = self._config
         return seal_pack(
-            config.k, config.n, buffers, pack_key=flight.key, convergence_secret=config.convergence_secret
+            config.k,
+            config.n,
+            buffers,
+            pack_key=flight.key,
+            convergence_secret=config.convergence_secret,
+            memory=flight.memory,
         )
 
     # ---- selecting (no awaits)
@@ -361,6 +371,8 @@ class Writer:
         flight.cost = total * self._config.n // self._config.k + (1 << 16) * self._config.n
         if len(flight.runs) > 1 or total < self._config.own_pack_bytes:
             flight.key = self._machine.entropy.token(32)
+        if total >= self._pack_bytes // 2:
+            flight.memory = self._columns.pop() if self._columns else new_columns(self._config.k)
         self._flights.append(flight)
         return flight
 

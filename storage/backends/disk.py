@@ -11,16 +11,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import apsw
 import trio
 
 from storage.appendfile import disk_error
-from storage.backends.changes import BatchView, Change
 from storage.backends.compaction import Compactor, log_changes
 from storage.backends.descriptors import Descriptor, Descriptors
 from storage.backends.index import Logged
+from storage.backends.plan import (
+    SMALL_SHARE_MAX,
+    Assert,
+    Operation,
+    Plan,
+    Release,
+    Store,
+    Vanished,
+    plan_batch,
+)
 from storage.backends.port import IncomingShare, Piece, ShareKey, SyncPolicy
 from storage.backends.recovery import OpenDirectory, open_directory
 from storage.backends.requests import KEYS_PER_OPERATION, check_keys, check_shares, share_length
@@ -28,12 +37,12 @@ from storage.backends.sharefiles import WrittenFile
 from storage.errors import Exhausted, StorageError, Unavailable
 from storage.groupcommit import GroupCommit, Ticket
 from storage.leases import Lease
-from storage.ports import Buffer, Disk, Offload, Space
+from storage.ports import Disk, Offload, Space
 
 _LOGGER = logging.getLogger(__name__)
 
-SMALL_SHARE_MAX = 65536
-"""Bytes up to which a share goes into a volume."""
+PUT_TRIES_MAX = 8
+"""Times that a put starts over because a share it found was released before the commit."""
 KEY_COST = 4096
 """Bytes that one key counts in a batch, so that no transaction in the loop touches many thousand rows."""
 
@@ -55,37 +64,6 @@ class DiskConfig:
     """Pages of the index's write-ahead log after which it is checkpointed."""
     removals_max: int = 256
     """Directories with removals after which these are synced, and the index checkpointed."""
-
-
-@dataclass(slots=True)
-class _Store:
-    shares: Sequence[IncomingShare]
-    written: dict[int, WrittenFile] = field(default_factory=dict)
-    """By position in `shares`: those that were written to files of their own."""
-
-
-@dataclass(slots=True)
-class _Assert:
-    keys: Sequence[ShareKey]
-    lease: Lease
-
-
-@dataclass(slots=True)
-class _Release:
-    keys: Sequence[ShareKey]
-    lease: Lease
-
-
-_Operation = _Store | _Assert | _Release
-
-
-@dataclass(slots=True)
-class _Plan:
-    """What one batch does."""
-
-    changes: list[tuple[Change, Sequence[Buffer]]] = field(default_factory=list)
-    written: list[WrittenFile] = field(default_factory=list)
-    answers: list[list[bool]] = field(default_factory=list)
 
 
 class DiskBackend:
@@ -113,7 +91,7 @@ class DiskBackend:
         self._writing: dict[ShareKey, trio.Event] = {}
         self._removing: dict[ShareKey, trio.Event] = {}
         self._descriptors = Descriptors(disk, self._config.descriptors_max)
-        self._commits: GroupCommit[_Operation, list[bool]] = GroupCommit(
+        self._commits: GroupCommit[Operation, list[bool]] = GroupCommit(
             self._commit,
             batch_count_max=1 if self._config.sync == SyncPolicy.EACH else 1024,
             upkeep=self._upkeep,
@@ -203,21 +181,25 @@ class DiskBackend:
         size = sum(share_length(share) for share, known in zip(shares, here, strict=True) if not known)
         if size and size > self.space().free:
             raise Exhausted(f"no room for {size} bytes of shares")
-        operation = _Store(shares)
-        try:
-            await self._write_files(operation)
-            cost = sum(KEY_COST + share_length(share) for share in shares)
-            return await self._commits.submit(operation, cost)
-        finally:
-            for written in operation.written.values():
-                self._discard(written)
+        for _ in range(PUT_TRIES_MAX):
+            operation = Store(shares)
+            try:
+                await self._write_files(operation)
+                cost = sum(KEY_COST + share_length(share) for share in shares)
+                return await self._commits.submit(operation, cost)
+            except Vanished:
+                continue
+            finally:
+                for written in operation.written.values():
+                    self._discard(written)
+        raise Unavailable("the share was released again and again meanwhile")
 
     async def assert_leases(self, keys: Sequence[ShareKey], lease: Lease) -> list[bool]:
         check_keys(keys, lease)
         answers: list[bool] = []
         for start in range(0, len(keys), KEYS_PER_OPERATION):
             part = keys[start : start + KEYS_PER_OPERATION]
-            answers += await self._commits.submit(_Assert(part, lease), KEY_COST * len(part))
+            answers += await self._commits.submit(Assert(part, lease), KEY_COST * len(part))
         return answers
 
     async def release(self, keys: Sequence[ShareKey], lease: Lease) -> list[bool]:
@@ -225,10 +207,10 @@ class DiskBackend:
         answers: list[bool] = []
         for start in range(0, len(keys), KEYS_PER_OPERATION):
             part = keys[start : start + KEYS_PER_OPERATION]
-            answers += await self._commits.submit(_Release(part, lease), KEY_COST * len(part))
+            answers += await self._commits.submit(Release(part, lease), KEY_COST * len(part))
         return answers
 
-    async def _write_files(self, operation: _Store) -> None:
+    async def _write_files(self, operation: Store) -> None:
         """Write the larger shares that are not here, one writer for each key at a time.
 
         Keys are taken in one order everywhere, so that two calls never wait for each other.
@@ -237,7 +219,7 @@ class DiskBackend:
         mine: dict[ShareKey, None] = {}
         for position in sorted(large, key=lambda i: operation.shares[i].key):
             share = operation.shares[position]
-            while share.key not in mine and (busy := self._busy(share.key)):
+            while share.key not in mine and (busy := self._busy(share.key)) is not None:
                 await busy.wait()
             if share.key in mine or self.has([share.key])[0]:
                 continue
@@ -254,7 +236,7 @@ class DiskBackend:
                 raise
 
     def _busy(self, key: ShareKey) -> trio.Event | None:
-        return self._writing.get(key) or self._removing.get(key)
+        return self._writing.get(key, self._removing.get(key))
 
     def _discard(self, written: WrittenFile) -> None:
         if self._opened is not None:
@@ -265,13 +247,13 @@ class DiskBackend:
 
     # The committing task
 
-    async def _commit(self, tickets: Sequence[Ticket[_Operation, list[bool]]]) -> None:
+    async def _commit(self, tickets: Sequence[Ticket[Operation, list[bool]]]) -> None:
         if self._broken:
             raise Unavailable(self._broken)
         opened = self._directory_open
         try:
             self._forget_lost(opened)
-            plan = self._plan(tickets)
+            plan = plan_batch(opened.index.state, tickets)
             if plan.changes:
                 logged = await self._offload.run(self._write, plan)
                 gone = opened.index.apply(logged, opened.volumes.position)
@@ -286,7 +268,7 @@ class DiskBackend:
         except OSError as error:
             raise disk_error(error, "store") from error
         self._compact_due = self._compact_due or any(not change.length for change, _ in plan.changes)
-        for ticket, answer in zip(tickets, plan.answers, strict=True):
+        for ticket, answer in plan.answers:
             ticket.succeed(answer)
 
     def _forget_lost(self, opened: OpenDirectory) -> None:
@@ -295,41 +277,7 @@ class DiskBackend:
             opened.index.forget(key)
         self._lost.clear()
 
-    def _plan(self, tickets: Sequence[Ticket[_Operation, list[bool]]]) -> _Plan:
-        plan = _Plan()
-        view = BatchView(self._directory_open.index.state)
-        for ticket in tickets:
-            operation = ticket.operation
-            answer: list[bool] = []
-            if isinstance(operation, _Store):
-                answer = [self._plan_share(plan, view, operation, i) for i in range(len(operation.shares))]
-            else:
-                decide = view.assert_lease if isinstance(operation, _Assert) else view.release
-                for key in operation.keys:
-                    done, change = decide(key, operation.lease)
-                    answer.append(done)
-                    if change:
-                        plan.changes.append((change, ()))
-            plan.answers.append(answer)
-        return plan
-
-    def _plan_share(self, plan: _Plan, view: BatchView, operation: _Store, position: int) -> bool:
-        share = operation.shares[position]
-        length = share_length(share)
-        large = length > SMALL_SHARE_MAX
-        written = None
-        if large and not view.state(share.key).present:
-            written = next((file for file in operation.written.values() if file.key == share.key), None)
-            if written is None:
-                raise Unavailable("the share was released meanwhile: put it again")
-        new, change = view.store(share.key, share.lease, length, own_file=large)
-        if change:
-            plan.changes.append((change, share.parts if new and not large else ()))
-        if new and written:
-            plan.written.append(written)
-        return new
-
-    def _write(self, plan: _Plan) -> list[Logged]:
+    def _write(self, plan: Plan) -> list[Logged]:
         """In a worker: make the plan durable."""
         opened = self._directory_open
         sync = self._config.sync != SyncPolicy.NONE

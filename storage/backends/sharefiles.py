@@ -64,7 +64,7 @@ class ShareFiles:
         # Never over a file that is there: a reader may still hold the one that was released.
         with contextlib.suppress(FileNotFoundError):
             self._disk.remove(self.path(key))
-        file = self._disk.open(self.path(key), exclusive=True)
+        file = self._disk.open(self.path(key), create=True, exclusive=True)
         try:
             file.write_at(parts, 0)
         except BaseException:

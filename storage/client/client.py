@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import trio
 
-from storage.client.connection import Connection, open_connection
+from storage.client.connection import Connection
+from storage.client.opening import open_connection
 from storage.client.records import ClientConfig, ClientStatistics, ServerInfo, SharePut, Span
 from storage.errors import Refused, StorageError, Unavailable
 from storage.headlog import HeadRecord
@@ -50,7 +51,7 @@ class StorageClient:
     @property
     def state(self) -> str:
         """ "idle" (not asked yet), "connecting", "connected", "unreachable: ..." or "refused: ..."."""
-        if self._connection is not None:
+        if self._connection is not None and not self._connection.has_failed:
             return "connected"
         if self._failure is not None:
             word = "refused" if isinstance(self._failure, Refused) else "unreachable"
@@ -236,11 +237,13 @@ class StorageClient:
     async def _connected(self) -> Connection:
         """The connection; waits while a first or an immediate second attempt to connect is under way."""
         self._wanted.set()
-        while self._connection is None:
+        while True:
+            connection = self._connection
+            if connection is not None and not connection.has_failed:
+                return connection
             if self._failure is not None:
                 raise type(self._failure)(str(self._failure))
             await self._changed.wait()
-        return self._connection
 
     def _report(self, connection: Connection | None, failure: StorageError | None) -> None:
         self._connection = connection

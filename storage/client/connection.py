@@ -1,4 +1,4 @@
-"""One connection of a client: the hello, requests under way, their credits and their answers.
+"""One connection of a client after its hello: requests under way, their credits and their answers.
 
 Two tasks, a receiver and a sender (`storage.transport.link`), and the callers of `ask`. Between awaits the
 table of requests is whole: a request is in it from the moment it is queued until its last frame has come,
@@ -8,21 +8,17 @@ also when its caller is gone, because only then the server gives its credits bac
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from storage.client.credit import Credit
-from storage.client.records import QUEUE_FACTOR, ClientConfig, ClientStatistics
+from storage.client.records import QUEUE_FACTOR, ClientConfig
 from storage.errors import Refused, StorageError, Unavailable
-from storage.identity import verify
-from storage.ports import Buffer, ByteStream, Entropy, Network
+from storage.ports import Buffer, ByteStream
 from storage.transport.link import FrameReceiver, FrameSender, Outgoing
-from storage.wire import hello
 from storage.wire import messages as wire
-from storage.wire.frames import Frame, Kind, Traffic, encode_frame
-from storage.wire.url import Access, format_address
+from storage.wire.frames import Frame, Kind, Traffic
 
 
 class _Pending:
@@ -100,6 +96,10 @@ class Connection:
         self._failed = trio.Event()
 
     @property
+    def has_failed(self) -> bool:
+        return self._failure is not None
+
+    @property
     def pending(self) -> int:
         """Requests whose last frame has not come."""
         return len(self._pending)
@@ -160,6 +160,7 @@ class Connection:
             self._abandon(number, pending)
             raise
         if pending.error is not None:
+            # A copy: one failure of the connection is raised to all its callers.
             raise type(pending.error)(str(pending.error))
         assert pending.reply is not None
         return pending.reply
@@ -319,53 +320,3 @@ def _plan_body(pending: _Pending) -> None:
     pending.remaining = sum(reply.lengths)
     if pending.remaining > pending.asked:
         raise Unavailable("the server breaks the protocol: an answer longer than asked")
-
-
-@asynccontextmanager
-async def open_connection(
-    access: Access, network: Network, entropy: Entropy, config: ClientConfig, statistics: ClientStatistics
-) -> AsyncIterator[Connection]:
-    """Connect and say hello. Raises Unavailable, or Refused for a wrong pin, secret or version."""
-    if access.secret is None:
-        raise Refused("the URL has no secret: it names the server but does not open it")
-    stream = await _connect(access, network, config)
-    try:
-        receiver = FrameReceiver(stream, config.stall_s)
-        with trio.move_on_after(config.connect_s) as scope:
-            await _say_hello(stream, receiver, access, access.secret, entropy)
-        if scope.cancelled_caught:
-            raise Unavailable(f"{format_address(access.address)} does not complete the hello")
-        statistics.connects += 1
-        yield Connection(stream, receiver, config)
-    finally:
-        stream.close()
-
-
-async def _connect(access: Access, network: Network, config: ClientConfig) -> ByteStream:
-    with trio.move_on_after(config.connect_s):
-        return await network.connect(access.address, access.server_id)
-    raise Unavailable(f"{format_address(access.address)} does not answer")
-
-
-async def _say_hello(
-    stream: ByteStream, receiver: FrameReceiver, access: Access, secret: bytes, entropy: Entropy
-) -> None:
-    opening, payload = hello.begin(access.account, secret, access.server_id, entropy.token(hello.NONCE_SIZE))
-    await _send_hello(stream, payload)
-    frame = await receiver.frame()
-    if frame is None:
-        # All that a server does for somebody whose first message does not prove the secret.
-        raise Refused(
-            f"{format_address(access.address)} does not accept the account's secret (wrong or retired)"
-        )
-    if frame.kind is not Kind.HELLO or frame.length > hello.HELLO_SIZE_MAX:
-        raise Refused(f"{format_address(access.address)} is not a gridfs storage server")
-    reply = hello.read_answer(opening, await receiver.message(frame.length))
-    signed = hello.signed_bytes(access.account, opening.nonce, reply.nonce)
-    if not verify(access.server_id, reply.signature, signed):
-        raise Refused("wrong pin: the server does not hold the key that the URL names")
-    await _send_hello(stream, hello.finish(opening, reply))
-
-
-async def _send_hello(stream: ByteStream, payload: bytes) -> None:
-    await stream.send_all([encode_frame(len(payload), Kind.HELLO, Traffic.HEAD, 0), payload])

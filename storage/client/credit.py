@@ -51,7 +51,7 @@ class Credit:
                 self.release(amount)
             raise
         if self._failure is not None:
-            raise self._failure
+            raise type(self._failure)(str(self._failure))
 
     def release(self, amount: int) -> None:
         """Give back what was taken."""

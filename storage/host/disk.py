@@ -83,7 +83,7 @@ class OsDisk:
         self, path: str, *, create: bool = False, exclusive: bool = False, writable: bool = True
     ) -> OsFile:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
-        if create or exclusive:
+        if create:
             flags |= os.O_CREAT
         if exclusive:
             flags |= os.O_EXCL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator

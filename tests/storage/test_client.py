@@ -421,13 +421,13 @@ async def test_reads_wait_for_reply_credit_and_urgent_ones_go_first() -> None:
 
 async def test_too_large_requests_are_refused_to_the_caller() -> None:
     client = StorageClient(ACCESS, PairNetwork.__new__(PairNetwork), SystemEntropy())
+    spans = [Span(PACK, 0, 0, 1)] * (wire.READV_SPANS_MAX + 1)
     with pytest.raises(Refused, match="spans"):
-        spans = [Span(PACK, 0, 0, 1)] * (wire.READV_SPANS_MAX + 1)
         await client.readv(spans, [memoryview(bytearray(1))] * len(spans), Traffic.DEMAND)
     with pytest.raises(Refused, match="bytes"):
         await read_one(client, bytearray(wire.READV_SIZE_MAX + 1))
+    shares = [SharePut(PACK, 0, [bytes(wire.SHARE_SIZE_MAX)])] * 3
     with pytest.raises(Refused, match="may carry"):
-        shares = [SharePut(PACK, 0, [bytes(wire.SHARE_SIZE_MAX)])] * 3
         await client.put(shares, FILE_SYSTEM, STAMP, Traffic.UPLOAD)
     with pytest.raises(ValueError, match="as long as its span"):
         await client.readv([Span(PACK, 0, 0, 2)], [memoryview(bytearray(1))], Traffic.DEMAND)
@@ -467,7 +467,7 @@ async def test_a_server_without_its_key_is_a_wrong_pin() -> None:
 
     async def handle(stream: ByteStream) -> None:
         peer = Peer(stream)
-        frame, payload = await peer.next()
+        _, payload = await peer.next()
         message = hello.read_hello(payload)
         assert message is not None
         _, answer = hello.answer(message, b"s" * 32, IDENTITY.server_id, b"n" * 32, bytes(64), "full")
@@ -505,7 +505,7 @@ async def test_credit_is_fair() -> None:
     async with trio.open_nursery() as nursery:
         for name, amount, traffic in (
             ("large", 9, Traffic.UPLOAD),
-            ("small", 1, Traffic.UPLOAD),
+            ("small", 2, Traffic.UPLOAD),
             ("urgent", 2, Traffic.DEMAND),
         ):
             nursery.start_soon(want, name, amount, traffic)
@@ -516,8 +516,10 @@ async def test_credit_is_fair() -> None:
         assert order == ["urgent"]
         credit.release(2)
         await trio.testing.wait_all_tasks_blocked()
+        assert order == ["urgent", "large"]
+        credit.release(9)
     assert order == ["urgent", "large", "small"]
-    assert credit.free == 0
+    assert credit.free == 8
 
 
 async def test_credit_is_not_lost_with_those_who_leave() -> None:

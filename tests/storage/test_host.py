@@ -46,7 +46,7 @@ def test_opening_says_what_the_system_says(tmp_path: Path) -> None:
     disk = OsDisk()
     with pytest.raises(FileNotFoundError):
         disk.open(str(tmp_path / "f"))
-    disk.open(str(tmp_path / "f"), exclusive=True).close()
+    disk.open(str(tmp_path / "f"), create=True, exclusive=True).close()
     with pytest.raises(FileExistsError):
         disk.open(str(tmp_path / "f"), create=True, exclusive=True)
     file = disk.open(str(tmp_path / "f"), writable=False)

@@ -13,7 +13,7 @@ import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from storage.client import Access, SharePut, Span, StorageClient, Traffic
-from storage.client.connection import open_connection
+from storage.client.opening import open_connection
 from storage.client.records import ClientConfig, ClientStatistics
 from storage.errors import Conflict, Corrupt, Refused, Unavailable
 from storage.headlog import HeadRecord, log_name, trim_signed_bytes
@@ -355,29 +355,28 @@ async def test_whoever_breaks_the_protocol_is_disconnected(tmp_path: Path, frame
 
 
 async def test_a_body_that_stops_coming_is_not_waited_for(tmp_path: Path) -> None:
-    async with serving(tmp_path, ServerConfig(stall_s=0.05)) as running:
-        async with raw(let_in(tmp_path, running)) as peer:
-            await peer.send(2, 1, PUT)
-            await peer.send(4, 1, b"x" * 999)
-            with trio.fail_after(5):
-                assert await peer.answer() is None
-            await until(lambda: running.statistics.put_memory_bytes == 0)
+    config = ServerConfig(stall_s=0.05)
+    async with serving(tmp_path, config) as running, raw(let_in(tmp_path, running)) as peer:
+        await peer.send(2, 1, PUT)
+        await peer.send(4, 1, b"x" * 999)
+        with trio.fail_after(5):
+            assert await peer.answer() is None
+        await until(lambda: running.statistics.put_memory_bytes == 0)
 
 
 async def test_a_cancelled_put_gives_its_memory_back(tmp_path: Path) -> None:
-    async with serving(tmp_path) as running:
-        async with raw(let_in(tmp_path, running)) as peer:
-            await peer.send(2, 1, PUT)
-            await peer.send(4, 1, b"x" * 500)
-            await until(lambda: running.statistics.put_memory_bytes == 1000)
-            await peer.send(5, 1)
-            assert await peer.answer() == (Kind.FAIL, wire.encode_failure(wire.CANCELLED))
-            assert running.statistics.put_memory_bytes == 0
-            await peer.send(5, 1)
-            await peer.send(2, 2, INFO)
-            answer = await peer.answer()
-            assert answer is not None
-            assert answer[0] is Kind.REPLY
+    async with serving(tmp_path) as running, raw(let_in(tmp_path, running)) as peer:
+        await peer.send(2, 1, PUT)
+        await peer.send(4, 1, b"x" * 500)
+        await until(lambda: running.statistics.put_memory_bytes == 1000)
+        await peer.send(5, 1)
+        assert await peer.answer() == (Kind.FAIL, wire.encode_failure(wire.CANCELLED))
+        assert running.statistics.put_memory_bytes == 0
+        await peer.send(5, 1)
+        await peer.send(2, 2, INFO)
+        answer = await peer.answer()
+        assert answer is not None
+        assert answer[0] is Kind.REPLY
 
 
 # Strangers

@@ -95,9 +95,13 @@ async def test_a_file_is_sent_as_it_is(address: Address, big_file: Path) -> None
 async def test_a_file_that_became_shorter_ends_the_connection(big_file: Path) -> None:
     file = OsDisk().open(str(big_file), writable=False)
     ours, theirs = open_pair()
-    with contextlib.closing(ours), contextlib.closing(theirs), contextlib.closing(file):
-        with pytest.raises(Unavailable, match="shorter"):
-            await ours.send_file(file, big_file.stat().st_size - 10, 11)
+    with (
+        contextlib.closing(ours),
+        contextlib.closing(theirs),
+        contextlib.closing(file),
+        pytest.raises(Unavailable, match="shorter"),
+    ):
+        await ours.send_file(file, big_file.stat().st_size - 10, 11)
 
 
 async def test_close_wakes_a_receiver(address: Address) -> None:

@@ -1,0 +1,219 @@
+"""The spool: what was appended is read back, replayed after a kill, and leaves in order."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gridfs.files.overlay import Source
+from gridfs.files.spool import SLOT_HEADER, Replayed, Spool
+from gridfs.host.system import system_machine
+from storage.errors import Corrupt, Exhausted, Refused
+
+KEY = bytes(range(32))
+LIMIT = 32 << 20
+SLOT = 4 << 20
+
+
+def make(directory: Path) -> Spool:
+    return Spool(system_machine(), str(directory / "spool"), KEY, LIMIT)
+
+
+def opened(directory: Path) -> tuple[Spool, list[Replayed]]:
+    spool = make(directory)
+    return spool, list(spool.open())
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    made, found = opened(tmp_path)
+    assert found == []
+    yield made
+    made.close()
+
+
+def read(spool: Spool, source: Source, skip: int, size: int) -> bytes:
+    out = bytearray(size)
+    spool.read_into(source, skip, memoryview(out))
+    return bytes(out)
+
+
+@pytest.mark.parametrize("phase", [0, 1, 4096, 65535])
+@pytest.mark.parametrize("size", [1, 4096, 65535, 65536, 65537, 200_001])
+def test_any_part_of_a_record_is_read_back(spool: Spool, size: int, phase: int) -> None:
+    data = os.urandom(size)
+    source = spool.append(1, b"operation", data, phase)
+    assert read(spool, source, 0, size) == data
+    chance = random.Random(size * 7 + phase)
+    for _ in range(20):
+        skip = chance.randrange(size)
+        length = chance.randrange(size - skip + 1)
+        assert read(spool, source, skip, length) == data[skip : skip + length]
+    with pytest.raises(Corrupt):
+        read(spool, source, 0, size + 1)
+
+
+def test_a_killed_process_leaves_every_record(tmp_path: Path) -> None:
+    spool, _ = opened(tmp_path)
+    wanted = []
+    for number in range(1, 200):
+        data = os.urandom(number * 1000 % 140_001)
+        spool.append(number, b"op %d" % number, data, number * 999 % 65536)
+        wanted.append((number, b"op %d" % number, data))
+    # Not closed: a killed process does not close anything either.
+    again, found = opened(tmp_path)
+    assert [(item.number, item.operation) for item in found] == [(n, op) for n, op, _ in wanted]
+    for item, (_, _, data) in zip(found, wanted, strict=True):
+        assert item.data_length == len(data)
+        if item.source is not None:
+            assert read(again, item.source, 0, len(data)) == data
+    assert again.live_bytes == sum(len(data) for _, _, data in wanted)
+    assert again.last == 199
+    again.append(200, b"goes on")
+    final, found = opened(tmp_path)
+    assert [item.number for item in found] == list(range(1, 201))
+    for each in (spool, again, final):
+        each.close()
+
+
+@pytest.mark.parametrize("cut", [1, 17, 5000, 65536 + 40])
+def test_a_torn_tail_ends_the_replay_and_nothing_else(tmp_path: Path, cut: int) -> None:
+    spool, _ = opened(tmp_path)
+    for number in range(1, 6):
+        spool.append(number, b"op", os.urandom(100_000))
+    path = next((tmp_path / "spool").glob("*.spool"))
+    spool.close()
+    os.truncate(path, path.stat().st_size - cut)
+    again, found = opened(tmp_path)
+    assert [item.number for item in found] == [1, 2, 3, 4]
+    again.append(5, b"another fifth", b"x" * 10)
+    again.close()
+    final, found = opened(tmp_path)
+    assert [item.operation for item in found][-1] == b"another fifth"
+    final.close()
+
+
+@pytest.mark.parametrize("position", [SLOT_HEADER.size + 3, SLOT_HEADER.size + 40, SLOT_HEADER.size + 9000])
+def test_a_changed_byte_is_never_believed(tmp_path: Path, position: int) -> None:
+    spool, _ = opened(tmp_path)
+    for number in range(1, 4):
+        spool.append(number, b"op", os.urandom(50_000))
+    spool.close()
+    path = next((tmp_path / "spool").glob("*.spool"))
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 1
+    path.write_bytes(raw)
+    again, found = opened(tmp_path)
+    assert found == []
+    again.close()
+
+
+def test_slots_leave_in_order_and_are_used_again(spool: Spool, tmp_path: Path) -> None:
+    sources = []
+    for number in range(1, 13):
+        sources.append(spool.append(number, b"op", os.urandom(1_300_000)))
+    used = spool.disk_bytes
+    spool.retire(sources[4], 1_300_000)  # in the second slot: the first one is still needed
+    assert spool.reclaim(0) == 0
+    for source in sources[:4]:
+        spool.retire(source, 1_300_000)
+    assert spool.reclaim(2) == 0  # not durable in the metadata yet
+    assert spool.reclaim(12) == 1
+    assert spool.disk_bytes < used
+    files = sorted((tmp_path / "spool").glob("*.spool"))
+    for number in range(13, 16):
+        spool.append(number, b"op", os.urandom(1_300_000))
+    assert sorted((tmp_path / "spool").glob("*.spool")) == files
+
+
+def test_a_reclaimed_slot_is_not_replayed(tmp_path: Path) -> None:
+    spool, _ = opened(tmp_path)
+    sources = [spool.append(number, b"op", os.urandom(1_300_000)) for number in range(1, 13)]
+    for source in sources[:6]:
+        spool.retire(source, 1_300_000)
+    assert spool.reclaim(12) == 2
+    again, found = opened(tmp_path)
+    assert [item.number for item in found] == list(range(7, 13))
+    again.close()
+    spool.close()
+
+
+def test_a_pinned_slot_stays(spool: Spool) -> None:
+    sources = [spool.append(number, b"op", os.urandom(1_300_000)) for number in range(1, 8)]
+    spool.pin(sources[0])
+    for source in sources[:3]:
+        spool.retire(source, 1_300_000)
+    assert spool.reclaim(7) == 0
+    spool.unpin(sources[0])
+    assert spool.reclaim(7) == 1
+
+
+def test_a_full_spool_says_so_and_still_takes_what_makes_room(spool: Spool) -> None:
+    number = 0
+    while spool.room(1_000_000):
+        number += 1
+        spool.append(number, b"op", os.urandom(1_000_000))
+    assert number >= 3 * (LIMIT // SLOT - 2)
+    for _ in range(50):
+        number += 1
+        spool.append(number, b"a commit")
+
+    def append_on() -> None:
+        for further in range(number + 1, number + 1000):
+            spool.append(further, b"op", os.urandom(1_000_000))
+
+    with pytest.raises(Exhausted):
+        append_on()
+
+
+def test_numbers_may_jump_where_the_grid_was_ahead(tmp_path: Path) -> None:
+    spool, _ = opened(tmp_path)
+    spool.append(1, b"one", b"data")
+    spool.append(2, b"two")
+    spool.append(10, b"ten")
+    spool.append(11, b"eleven")
+    again, found = opened(tmp_path)
+    assert [item.number for item in found] == [1, 2, 10, 11]
+    spool.close()
+    again.close()
+
+
+def test_a_lost_slot_ends_the_log_and_the_rest_is_set_aside(tmp_path: Path) -> None:
+    spool, _ = opened(tmp_path)
+    for number in range(1, 10):
+        spool.append(number, b"op", os.urandom(1_300_000))
+    spool.close()
+    files = sorted((tmp_path / "spool").glob("*.spool"))
+    assert len(files) == 3
+    files[1].unlink()
+    again, found = opened(tmp_path)
+    assert [item.number for item in found] == [1, 2, 3]
+    assert files[2].with_name(files[2].name + ".aside").exists()
+    again.close()
+
+
+def test_an_unknown_version_is_refused(tmp_path: Path) -> None:
+    spool, _ = opened(tmp_path)
+    spool.append(1, b"op")
+    spool.close()
+    path = next((tmp_path / "spool").glob("*.spool"))
+    raw = bytearray(path.read_bytes())
+    raw[8] = 9
+    path.write_bytes(raw)
+    with pytest.raises(Refused, match="spool format 9"):
+        opened(tmp_path)
+
+
+def test_another_key_opens_nothing(tmp_path: Path) -> None:
+    spool, _ = opened(tmp_path)
+    spool.append(1, b"op", b"secret" * 100)
+    spool.close()
+    raw = next((tmp_path / "spool").glob("*.spool")).read_bytes()
+    assert b"secretsecret" not in raw
+    other = Spool(system_machine(), str(tmp_path / "spool"), bytes(32), LIMIT)
+    assert list(other.open()) == []
+    other.close()

@@ -1,0 +1,1 @@
+"""Acceptance tests: real servers, a real mount, ordinary tools."""
