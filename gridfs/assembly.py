@@ -143,7 +143,7 @@ async def _start(
     capacity = Capacity(clients, CapacityConfig(config.k, config.n))
     heads = HeadServers(clients, config.head_servers, roster, log_name(keys.verifying_key))
 
-    sealed_bytes = options.memory_bytes * 3 // 4
+    sealed_bytes = options.memory_bytes * 5 // 12
     writer_config = WriterConfig(config.k, config.n, keys.convergence_secret, sealed_bytes_max=sealed_bytes)
     head_state = load_head_state(log.metadata)
     writer = Writer(machine, log, dirty, uploader, lambda: head_state.stamp, writer_config)
@@ -152,7 +152,7 @@ async def _start(
     journal = Journal(machine, log, dirty, writer, uploader, heads, history, keys, head_state, journal_config)
 
     reader = Reader(log.metadata, dirty, log.spool, downloader, ReaderConfig())
-    prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 2))
+    prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 3))
     contents = Contents(log, dirty, writer, prefetcher, machine.clock, ContentsConfig())
     namespace = Namespace(log, contents, machine.clock)
     files_config = FileSystemConfig(options.read_only, options.fsync, options.grid_timeout_s)

@@ -155,7 +155,8 @@ class MountedFileSystem:
         return self.command(*words, "--happy", shape.happy, *shape.options)
 
     def mount(self, *, good: tuple[int, ...] = (0,)) -> Completed:
-        self.path.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self.path.mkdir()  # not exist_ok, which looks at what is there: it may be a dead mount
         options = ["-o", ",".join(self.options)] if self.options else []
         return self.command("mount", self.name, self.path, *options, good=good)
 
@@ -194,7 +195,8 @@ class MountedFileSystem:
     def tear_down(self) -> None:
         """For the end of a test: quick, and good in any state. Nothing is waited for to be stored."""
         detach_mounts_below(self.path)
-        end_processes(self.daemon_pids())
+        # SIGTERM would let it go on until everything is in a grid that may be dead.
+        end_processes(self.daemon_pids(), signal.SIGKILL)
 
 
 # ---- processes and mounts ---------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def create(
     n: Annotated[int, typer.Option("-n", help="Shares in all.", min=1, max=256)] = 6,
     happy: Annotated[
         Optional[int],  # noqa: UP045 (typer reads it)
-        typer.Option(help="Servers that must hold a share before data counts as stored [(k+n+1)/2]."),
+        typer.Option(help="Servers that must hold a share before data counts as stored [half way from k to n]."),
     ] = None,
     shares_per_server: Annotated[int, typer.Option(help="Shares that one server may hold.", min=1)] = 1,
     passphrase_command: Annotated[
@@ -73,7 +73,7 @@ def create(
             servers=servers,
             k=k,
             n=n,
-            happy=(k + n + 1) // 2 if happy is None else happy,
+            happy=happy,
             shares_per_server=shares_per_server,
             passphrase_command=passphrase_command,
             recovery_key_file=recovery_key_file,

@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from gridfs.assembly import LocalSealer
+from gridfs.cli.reach import happiest
 from gridfs.codec import keys as keyring
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
@@ -33,7 +34,8 @@ class CreateRequest:
     servers: Path
     k: int
     n: int
-    happy: int
+    happy: int | None
+    """None: half way between what is needed and what the servers can give."""
     shares_per_server: int
     passphrase_command: str
     recovery_key_file: Path | None
@@ -41,8 +43,9 @@ class CreateRequest:
 
 def create_filesystem(request: CreateRequest) -> None:
     """Create, or raise with nothing left behind."""
-    if not request.k <= request.happy <= request.n:
-        raise CommandError(f"k <= happy <= n is needed, not {request.k}, {request.happy}, {request.n}", USAGE)
+    happy = request.k if request.happy is None else request.happy
+    if not request.k <= happy <= request.n:
+        raise CommandError(f"k <= happy <= n is needed, not {request.k}, {happy}, {request.n}", USAGE)
     folder = folder_of(request.name)
     if folder.exists():
         raise CommandError(f"{folder} exists already; choose another name, or remove it", FAILED)
@@ -51,23 +54,25 @@ def create_filesystem(request: CreateRequest) -> None:
         raise CommandError(f"{recovery_path} exists already and may belong to another file system", FAILED)
     text = request.servers.read_text(errors="replace")
     roster = parse_roster(text)
-    places = len(roster) * request.shares_per_server
-    if places < request.happy:
+    best = happiest(request.k, request.n, len(roster), request.shares_per_server)
+    if best < happy:
         raise CommandError(
-            f"{request.servers} lists {len(roster)} servers, fewer than happy = {request.happy}: "
-            "add servers, or choose a smaller --happy",
+            f"the {len(roster)} servers in {request.servers} are fewer than happy = {happy} needs: add servers, "
+            f"or choose smaller numbers (now at most --happy {best})",
             NOT_ENOUGH_SERVERS,
         )
+    if request.happy is None:
+        happy = (request.k + best + 1) // 2
     machine = system_machine()
-    trio.run(_ask_servers, machine, roster, request)
+    trio.run(_ask_servers, machine, roster, request, happy)
     recovery = RecoveryKey(machine.entropy.token(32))
     config = Config(
         file_system=machine.entropy.token(16),
         k=request.k,
         n=request.n,
-        happy=request.happy,
+        happy=happy,
         shares_per_server=request.shares_per_server,
-        head_servers=head_servers(roster, request.n, request.happy),
+        head_servers=head_servers(roster, request.n, happy),
         recovery_public=recovery.public,
         passphrase_command=request.passphrase_command,
     )
@@ -78,7 +83,7 @@ def create_filesystem(request: CreateRequest) -> None:
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    print(f"created {folder} ({request.k}-of-{request.n}, happy {request.happy}, {len(roster)} servers)")
+    print(f"created {folder} ({request.k}-of-{request.n}, happy {happy}, {len(roster)} servers)")
     print(f"{protection}")
     print(f"recovery key: {recovery_path}")
     print("  Move it to a safe place away from this machine: with it and the servers file alone, everything")
@@ -91,7 +96,7 @@ def head_servers(roster: Roster, n: int, happy: int) -> tuple[bytes, ...]:
     return tuple(server.server_id for server in list(roster)[:count])
 
 
-async def _ask_servers(machine: Machine, roster: Roster, request: CreateRequest) -> None:
+async def _ask_servers(machine: Machine, roster: Roster, request: CreateRequest, happy: int) -> None:
     """Every server must be who it should be; enough of them must be there."""
     clients = {
         server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
@@ -101,15 +106,15 @@ async def _ask_servers(machine: Machine, roster: Roster, request: CreateRequest)
         for client in clients.values():
             await nursery.start(client.run)
         await capacity.ask()
+        states = {server_id: client.state for server_id, client in clients.items()}
         nursery.cancel_scope.cancel()
-    for server_id, client in clients.items():
-        if client.state.startswith("refused"):
-            raise CommandError(f"{roster.name(server_id)}: {client.state}", FAILED)
-    places = len(capacity.infos) * request.shares_per_server
-    if places < request.happy:
-        silent = [f"{roster.name(i)}: {c.state}" for i, c in clients.items() if i not in capacity.infos]
+    for server_id, state in states.items():
+        if state.startswith("refused"):
+            raise CommandError(f"{roster.name(server_id)}: {state}", FAILED)
+    if happiest(request.k, request.n, len(capacity.infos), request.shares_per_server) < happy:
+        silent = [f"{roster.name(i)}: {s}" for i, s in states.items() if i not in capacity.infos]
         raise CommandError(
-            f"only {len(capacity.infos)} of {len(roster)} servers answer, {request.happy} are needed "
+            f"only {len(capacity.infos)} of {len(roster)} servers answer, too few for happy = {happy} "
             f"({'; '.join(silent[:3])})",
             GRID_UNREACHABLE,
         )

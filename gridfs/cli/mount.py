@@ -7,6 +7,7 @@ import stat
 import time
 
 from gridfs.assembly import MountOptions
+from gridfs.cli.reach import happiest
 from gridfs.codec import keys as keyring
 from gridfs.codec.keys import KeyTree, WrongKey
 from gridfs.config import Config
@@ -104,9 +105,9 @@ def _bytes(name: str, value: str) -> int:
 
 def _roster(home: Home, config: Config) -> Roster:
     roster = parse_roster(home.servers_path.read_text(errors="replace"))
-    if len(roster) * config.shares_per_server < config.happy:
+    if happiest(config.k, config.n, len(roster), config.shares_per_server) < config.happy:
         raise CommandError(
-            f"{home.servers_path} lists {len(roster)} servers, fewer than happy = {config.happy}",
+            f"the {len(roster)} servers in {home.servers_path} are fewer than happy = {config.happy} needs",
             NOT_ENOUGH_SERVERS,
         )
     return roster

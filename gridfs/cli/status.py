@@ -57,6 +57,7 @@ async def _offline(home: Home) -> dict[str, Any]:
         for client in clients.values():
             await nursery.start(client.run)
         await capacity.ask()
+        states = {server_id: client.state for server_id, client in clients.items()}
         nursery.cancel_scope.cancel()
     servers = []
     for server_id in clients:
@@ -65,7 +66,7 @@ async def _offline(home: Home) -> dict[str, Any]:
             {
                 "name": roster.name(server_id),
                 "id": server_id.hex(),
-                "state": "connected" if info else clients[server_id].state,
+                "state": "connected" if info else states[server_id],
                 "shares": info.shares if info else None,
                 "share_bytes": info.share_bytes if info else None,
                 "free_bytes": info.space.free if info else None,

@@ -27,7 +27,12 @@ def daemonize(request: MountRequest, *, foreground: bool) -> None:
     if foreground:
         _log_to(request)
         logging.getLogger().addHandler(logging.StreamHandler(sys.stderr))
-        _report(request, lambda: print(f"mounted at {request.mountpoint}", flush=True))
+
+        def mounted(warnings: list[str]) -> None:
+            _warn(warnings)
+            print(f"mounted at {request.mountpoint}", flush=True)
+
+        _report(request, mounted)
         return
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -47,10 +52,10 @@ def daemonize(request: MountRequest, *, foreground: bool) -> None:
     code = 0
     told = False
 
-    def ready() -> None:
+    def ready(warnings: list[str]) -> None:
         nonlocal told
         told = True
-        tell({"ok": True})
+        tell({"ok": True, "warnings": warnings})
 
     try:
         _report(request, ready)
@@ -63,7 +68,7 @@ def daemonize(request: MountRequest, *, foreground: bool) -> None:
     os._exit(code)
 
 
-def _report(request: MountRequest, ready: Callable[[], None]) -> None:
+def _report(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
     try:
         run_daemon(request, ready)
     except RuntimeError as error:
@@ -88,6 +93,12 @@ def _wait(reading: int, request: MountRequest) -> None:
     answer = json.loads(line)
     if "error" in answer:
         raise CommandError(answer["error"], answer["code"])
+    _warn(answer["warnings"])
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        print(f"gridfs: warning: {warning}", file=sys.stderr, flush=True)
 
 
 def _detach() -> None:

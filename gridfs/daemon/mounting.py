@@ -40,8 +40,8 @@ class MountRequest:
     options: MountOptions
 
 
-def run_daemon(request: MountRequest, ready: Callable[[], None]) -> None:
-    """Mount and serve until unmounted and drained. `ready` is called once it is mounted.
+def run_daemon(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
+    """Mount and serve until unmounted and drained. `ready` is called once it is mounted, with warnings.
 
     Raises what `open_filesystem` raises, and RuntimeError where libfuse cannot mount.
     """
@@ -60,7 +60,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-async def _run(request: MountRequest, ready: Callable[[], None]) -> None:
+async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
     home = request.home
     async with open_filesystem(
         system_machine(),
@@ -96,7 +96,7 @@ async def _run(request: MountRequest, ready: Callable[[], None]) -> None:
                 async with trio.open_nursery() as serving:
                     await serving.start(session.serve)
                     logger.info("mounted at %s by process %d", request.mountpoint, os.getpid())
-                    ready()
+                    ready(_refusals(parts))
             finally:
                 session.close()
                 state["mounted"] = False
@@ -105,6 +105,16 @@ async def _run(request: MountRequest, ready: Callable[[], None]) -> None:
                 await _drain(parts, control)
             nursery.cancel_scope.cancel()
     logger.info("ended")
+
+
+def _refusals(parts: Parts) -> list[str]:
+    """Servers that are there and not for us: unlike one that is down, somebody has to look after it."""
+    states = {server_id: client.state for server_id, client in parts.clients.items()}
+    return [
+        f"{parts.roster.name(server_id)}: {state}; mounted without it"
+        for server_id, state in states.items()
+        if state.startswith("refused")
+    ]
 
 
 async def _drain(parts: Parts, control: ControlServer) -> None:

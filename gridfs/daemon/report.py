@@ -78,17 +78,17 @@ def _server(parts: Parts, server_id: bytes) -> dict[str, Any]:
 
 def _health(parts: Parts, servers: list[dict[str, Any]]) -> str:
     """One sentence: what works and what does not."""
-    down = [server for server in servers if server["state"].startswith(("unreachable", "refused"))]
-    trouble = parts.files.trouble()
     taken = parts.journal.taken_over
     if taken:
         return f"read-only: {taken}"
     missing = parts.log.metadata.totals().missing_shares
     owed = f"; {missing} shares are owed to servers that were down" if missing else ""
+    down = [server for server in servers if server["state"].startswith(("unreachable", "refused"))]
+    names = ", ".join(server["name"] for server in down)
+    trouble = parts.files.trouble()
     if trouble:
-        left = parts.dirty.bytes
-        return f"writes wait in the spool ({left} bytes): {trouble}{owed}"
+        without = f" (without {names})" if down else ""
+        return f"writes wait in the spool{without}, {parts.dirty.bytes} bytes so far: {trouble}{owed}"
     if down:
-        names = ", ".join(server["name"] for server in down)
         return f"reads and writes go on without {names}{owed}"
     return f"all servers answer{owed}"

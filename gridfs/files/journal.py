@@ -91,6 +91,19 @@ class JournalConfig:
     retry_s_max: float = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A record on its way to the head servers."""
+
+    record: HeadRecord
+    last: int
+    """The last operation that it stands for."""
+    size: int
+    """Bytes of operations inside it."""
+    gathered: bool
+    """Whether it names a new journal pack."""
+
+
 class Journal:
     """Ships the outbox of one mount."""
 
@@ -123,6 +136,9 @@ class Journal:
         self._barriers: deque[tuple[int, int]] = deque()
         self._inline_bytes = 0
         self._standalone = True
+        self._draft: _Draft | None = None
+        """What was sent and not yet taken by W servers. Some may have it, and they take no other in its
+        place: it is sent again as it is until W have it."""
         self.claimed = False
         self.trouble: str | None = None
         """Why nothing can be shipped just now, in words."""
@@ -275,8 +291,25 @@ class Journal:
         self._standalone = True
 
     async def _ship(self, limit: int) -> None:
-        """Send one record with operations up to `limit`, gathering them first where they are many."""
-        state, metadata = self.state, self._log.metadata
+        """Send one record with operations up to `limit`, or again the one that too few servers took."""
+        if self._draft is None:
+            self._draft = await self._compose(limit)
+        draft, state = self._draft, self.state
+        await self._heads.append(draft.record, self._config.quorum)
+        self._draft = None
+        state.sequence = draft.record.sequence
+        state.previous = draft.record.record_hash()
+        state.shipped = max(state.shipped, draft.last)
+        self._inline_bytes += draft.size
+        self._standalone = False
+        if draft.gathered:
+            self._log.metadata.drop_outbox(state.gathered)
+            await self._trim()
+        self._save()
+
+    async def _compose(self, limit: int) -> _Draft:
+        """The next record, with operations up to `limit`, which are gathered first where they are many."""
+        state = self.state
         after = state.gathered if self._standalone else state.shipped
         operations = self._outbox(after, limit, RECORD_BODY_MAX)
         size = sum(len(operation) + 16 for _, operation in operations)
@@ -286,13 +319,7 @@ class Journal:
         if gather:
             await self._gather(limit)
             after, operations, size, self._inline_bytes = limit, [], 0, 0
-        await self._append(after, limit, operations)
-        self._inline_bytes += size
-        self._standalone = False
-        if gather:
-            metadata.drop_outbox(state.gathered)
-            await self._trim()
-        self._save()
+        return _Draft(self._sign(after, limit, operations), limit, size, gather)
 
     def _outbox(self, after: int, limit: int, size: int) -> list[tuple[int, bytes]]:
         return [row for row in self._log.metadata.outbox(after, size) if row[0] <= limit]
@@ -318,7 +345,7 @@ class Journal:
             state.journals = [*state.journals, pack]
             state.gathered = last
 
-    async def _append(self, after: int, last: int, operations: list[tuple[int, bytes]]) -> None:
+    def _sign(self, after: int, last: int, operations: list[tuple[int, bytes]]) -> HeadRecord:
         state, config = self.state, self._config
         body = HeadBody(
             head_servers=list(self._heads.servers),
@@ -335,11 +362,7 @@ class Journal:
         payload = seal_head(body, self._keys.journal_key, salt, state.epoch, sequence)
         unsigned = HeadRecord(state.epoch, sequence, state.previous, payload, bytes(64), state.mount_id)
         signature = sign(self._keys.signing_seed, unsigned.signed_bytes(self._name))
-        record = HeadRecord(state.epoch, sequence, state.previous, payload, signature, state.mount_id)
-        await self._heads.append(record, config.quorum)
-        state.sequence = sequence
-        state.previous = record.record_hash()
-        state.shipped = max(state.shipped, last)
+        return HeadRecord(state.epoch, sequence, state.previous, payload, signature, state.mount_id)
 
     async def _trim(self) -> None:
         """Records before the newest are in journal packs now."""

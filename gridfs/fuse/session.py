@@ -26,7 +26,7 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 HEAP_BYTES = 32 << 20
-KEPT_BYTES = 96 << 20
+KEPT_BYTES = 32 << 20
 """Free memory at the top of the heap that is kept: giving it back and taking it again costs page faults."""
 
 

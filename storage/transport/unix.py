@@ -35,15 +35,18 @@ class PlainStream:
     async def receive_into(self, buffers: Sequence[memoryview]) -> int:
         # Once bytes were taken nothing may raise Cancelled: they would be lost.
         await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
         while True:
             try:
                 count = self._socket.recvmsg_into(buffers[:PARTS_MAX])[0]
             except BlockingIOError:
                 await wait_readable(self._socket)
+                waited = True
             except OSError as error:
                 raise lost(error) from error
             else:
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                if not waited:  # others had no turn yet
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 return count
 
     async def send_all(self, parts: Sequence[Buffer]) -> None:

@@ -217,7 +217,7 @@ def test_sixty_of_a_hundred_on_ten_servers(
     make_grid: Callable[..., LocalGrid], make_file_system: MakeFileSystem
 ) -> None:
     grid = make_grid(servers=10)
-    shape = FileSystemShape(k=60, n=100, happy=80, options=("--shares-per-server", "10"))
+    shape = FileSystemShape(k=60, n=100, happy=62, options=("--shares-per-server", "10"))
     mounted = make_file_system(grid, shape)
     written = fill(mounted.path, "wide")
     mounted.remount()
@@ -226,3 +226,14 @@ def test_sixty_of_a_hundred_on_ten_servers(
     for number in (0, 3, 6, 9):  # forty shares less
         grid.kill(number)
     assert contents_of(mounted.path) == written
+
+
+def test_a_happy_that_no_placement_reaches_is_refused(
+    six: LocalGrid, make_file_system: MakeFileSystem
+) -> None:
+    """With several shares a server, `happy` counts the servers that may be lost."""
+    made = make_file_system(mount=False)
+    words = ("create", "other", "--servers", six.servers_file, "-k", 10, "-n", 24, "--shares-per-server", 4)
+    refused = made.command(*words, "--happy", 17, good=(14,))
+    assert_one_line(refused, "6 servers", "happy = 17", "--happy 13")
+    assert "happy 12" in made.command(*words).stdout
