@@ -63,6 +63,7 @@ class Parts:
     dirty: DirtyData
     writer: Writer
     journal: Journal
+    prefetcher: Prefetcher
     downloader: Downloader
     uploader: Uploader
     capacity: Capacity
@@ -172,6 +173,7 @@ async def _start(
         dirty=dirty,
         writer=writer,
         journal=journal,
+        prefetcher=prefetcher,
         downloader=downloader,
         uploader=uploader,
         capacity=capacity,

@@ -57,8 +57,8 @@ def create_filesystem(request: CreateRequest) -> None:
     best = happiest(request.k, request.n, len(roster), request.shares_per_server)
     if best < happy:
         raise CommandError(
-            f"the {len(roster)} servers in {request.servers} are fewer than happy = {happy} needs: add servers, "
-            f"or choose smaller numbers (now at most --happy {best})",
+            f"the {len(roster)} servers in {request.servers} are fewer than happy = {happy} needs: "
+            f"add servers, or choose smaller numbers (now at most --happy {best})",
             NOT_ENOUGH_SERVERS,
         )
     if request.happy is None:

@@ -190,18 +190,20 @@ def seal_pack(
     *,
     pack_key: bytes | None,
     convergence_secret: bytes,
+    known_key: bytes | None = None,
     memory: Sequence[bytearray] | None = None,
 ) -> SealedPack:
     """Seal runs into a pack and build its shares. Touches no event loop; pure.
 
     runs: the plaintext of each, all of which fit (`LayoutPlan`); the buffers must not change meanwhile.
     pack_key: 32 bytes that never sealed anything else, or None for a convergent pack (one run).
+    known_key: the run's convergent key, where the caller has computed it already.
     memory: what `new_columns` made; it belongs to the pack until that is uploaded. None: fresh memory.
     """
     convergent = pack_key is None
     if convergent and len(runs) != 1:
         raise ValueError("only a pack of one run is convergent")
-    key = pack_key if pack_key is not None else convergent_key(convergence_secret, runs[0])
+    key = pack_key or known_key or convergent_key(convergence_secret, runs[0])
     if len(key) != KEY_SIZE:
         raise ValueError(f"a pack key has {KEY_SIZE} bytes")
     views = [memoryview(run).cast("B") for run in runs]

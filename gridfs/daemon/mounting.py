@@ -27,6 +27,9 @@ from gridfs.host.system import system_machine
 
 logger = logging.getLogger(__name__)
 
+REFUSAL_S_MAX = 1.0
+"""How long a mount waits to hear which servers refuse it; one that hangs is none of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
@@ -96,7 +99,7 @@ async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> Non
                 async with trio.open_nursery() as serving:
                     await serving.start(session.serve)
                     logger.info("mounted at %s by process %d", request.mountpoint, os.getpid())
-                    ready(_refusals(parts))
+                    ready(await _refusals(parts))
             finally:
                 session.close()
                 state["mounted"] = False
@@ -107,8 +110,10 @@ async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> Non
     logger.info("ended")
 
 
-def _refusals(parts: Parts) -> list[str]:
+async def _refusals(parts: Parts) -> list[str]:
     """Servers that are there and not for us: unlike one that is down, somebody has to look after it."""
+    with trio.move_on_after(REFUSAL_S_MAX):
+        await parts.capacity.ask()
     states = {server_id: client.state for server_id, client in parts.clients.items()}
     return [
         f"{parts.roster.name(server_id)}: {state}; mounted without it"

@@ -19,17 +19,25 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
-from gridfs.codec.pack import LayoutPlan, SealedPack, max_plaintext, new_columns, seal_pack
+from gridfs.codec.pack import (
+    LayoutPlan,
+    SealedPack,
+    convergent_key,
+    max_plaintext,
+    new_columns,
+    seal_pack,
+)
 from gridfs.files.dirty import DirtyData
 from gridfs.files.log import OperationLog
 from gridfs.files.overlay import Piece
 from gridfs.grid.errors import GridError
 from gridfs.grid.uploader import Receipt, Uploader
 from gridfs.meta.operations import KIND_DATA, Commit, ExtentRecord, PackRecord
+from gridfs.meta.store import key_hash
 from storage.errors import StorageError
 from storage.ports import Machine
 
@@ -83,8 +91,10 @@ class _Flight:
     """Random pack key, or None for a convergent pack of one run."""
     memory: list[bytearray] | None = None
     """What the pack's primary columns lie in, from the writer's pool."""
-    sealed: SealedPack | None = None
-    receipt: Receipt | None = None
+    places: list[tuple[int, int]] = field(default_factory=list)
+    """(stream offset, bytes of plaintext) of each run in the pack."""
+    pack: PackRecord | None = None
+    """Set once the pack is in the grid."""
 
 
 def pack_record(sealed: SealedPack, receipt: Receipt, kind: int) -> PackRecord:
@@ -135,6 +145,8 @@ class Writer:
         self.trouble: str | None = None
         """Why nothing gets into the grid just now, in words; None while all is well."""
         self.packs_stored = 0
+        self.packs_known = 0
+        """Packs that did not go out because the grid had their content."""
         self.bytes_stored = 0
 
     # ---- what others tell the writer
@@ -226,15 +238,42 @@ class Writer:
         async with self._seal_turn:
             task_status.started()
             try:
-                flight.sealed = await self._machine.offload.run(self._seal, flight)
+                key = await self._machine.offload.run(self._load, flight)
             finally:
                 for run in flight.runs:
                     for piece in run.pieces:
                         self._log.spool.unpin(piece.source)
-        flight.receipt = await self._upload(flight.sealed)
+            flight.pack = self._known(key)
+            sealed = None
+            if flight.pack is None:
+                sealed = await self._machine.offload.run(self._seal, flight, key)
+        if sealed is not None:
+            flight.places = [(run.offset, run.length) for run in sealed.runs]
+            flight.pack = pack_record(sealed, await self._upload(sealed), KIND_DATA)
         if flight.memory is not None:
             self._columns.append(flight.memory)
         self._commit_ready()
+
+    def _known(self, key: bytes | None) -> PackRecord | None:
+        """The pack that holds exactly this content already, if there is one (convergence)."""
+        ref = self._log.metadata.find_convergent(key_hash(key)) if key is not None else None
+        if key is None or ref is None:
+            return None
+        pack = self._log.metadata.pack(ref)
+        if (pack.k, pack.n) != (self._config.k, self._config.n):
+            return None
+        self.packs_known += 1
+        return PackRecord(
+            pack_id=pack.pack_id,
+            k=pack.k,
+            n=pack.n,
+            stream_length=pack.stream_length,
+            key=key,
+            convergent=True,
+            places=list(pack.places),
+            missing=list(pack.missing),
+            kind=KIND_DATA,
+        )
 
     async def _upload(self, sealed: SealedPack) -> Receipt:
         delay = self._config.retry_s
@@ -253,28 +292,36 @@ class Writer:
                 self.trouble = None
                 return receipt
 
-    def _seal(self, flight: _Flight) -> SealedPack:
-        """In a worker thread, one at a time: read the runs from the spool and seal them."""
+    def _load(self, flight: _Flight) -> bytes | None:
+        """In a worker thread: read the runs from the spool; the convergent key if the pack has one."""
         total = sum(run.length for run in flight.runs)
         if len(self._plaintext) < total:
             self._plaintext = bytearray(total)
         view = memoryview(self._plaintext)
-        buffers = []
         position = 0
         for run in flight.runs:
-            begin = position
             for piece in run.pieces:
                 size = piece.end - piece.start
                 self._log.spool.read_into(piece.source, piece.skip, view[position : position + size])
                 position += size
-            buffers.append(view[begin:position])
-        config = self._config
+        flight.places = [(0, total)]
+        return convergent_key(self._config.convergence_secret, view[:total]) if flight.key is None else None
+
+    def _seal(self, flight: _Flight, key: bytes | None) -> SealedPack:
+        """In a worker thread, behind `_load`: seal what was read."""
+        view = memoryview(self._plaintext)
+        buffers = []
+        position = 0
+        for run in flight.runs:
+            buffers.append(view[position : position + run.length])
+            position += run.length
         return seal_pack(
-            config.k,
-            config.n,
+            self._config.k,
+            self._config.n,
             buffers,
             pack_key=flight.key,
-            convergence_secret=config.convergence_secret,
+            convergence_secret=self._config.convergence_secret,
+            known_key=key,
             memory=flight.memory,
         )
 
@@ -379,15 +426,12 @@ class Writer:
     # ---- committing (no awaits)
 
     def _commit_ready(self) -> None:
-        while self._flights and self._flights[0].receipt is not None:
+        while self._flights and self._flights[0].pack is not None:
             self._commit(self._flights.popleft())
         self._progress_made()
 
     def _commit(self, flight: _Flight) -> None:
-        sealed, receipt = flight.sealed, flight.receipt
-        assert sealed is not None
-        assert receipt is not None
-        pack = pack_record(sealed, receipt, KIND_DATA)
+        assert flight.pack is not None
         extents = [
             ExtentRecord(
                 ino=run.ino,
@@ -395,15 +439,15 @@ class Writer:
                 length=run.end - run.start,
                 pack=0,
                 run=index,
-                run_offset=sealed.runs[index].offset,
-                run_length=sealed.runs[index].length,
+                run_offset=flight.places[index][0],
+                run_length=flight.places[index][1],
                 skip=0,
                 frozen=flight.frozen,
             )
             for index, run in enumerate(flight.runs)
             if run.end > run.start
         ]
-        self._log.record(Commit(packs=[pack], extents=extents))
+        self._log.record(Commit(packs=[flight.pack], extents=extents))
         for run in flight.runs:
             self._dirty.committed(run.ino, run.start, run.end, flight.frozen)
             runs = self._in_flight[run.ino]

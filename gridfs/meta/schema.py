@@ -125,7 +125,7 @@ def create(path: str, vfs: str | None) -> apsw.Connection:
                 raise Refused(f"{path} is already a database")
             if database.execute("SELECT count(*) FROM sqlite_schema").get:
                 raise Refused(f"{path} is a database of something else")
-            _configure(database, vfs)
+            _configure(database)
         except BaseException:
             database.close()
             raise
@@ -157,7 +157,7 @@ def open_existing(path: str, vfs: str | None) -> apsw.Connection:
                 f"{path} has metadata format {version}, this gridfs knows {FORMAT_VERSION}: "
                 "use the gridfs that wrote it"
             )
-        _configure(database, vfs)
+        _configure(database)
     except apsw.Error as error:
         database.close()
         raise failure(error, path) from error
@@ -229,7 +229,11 @@ def set_value(database: apsw.Connection, name: str, value: bytes) -> None:
 
 
 def _connect(path: str, vfs: str | None, flags: int) -> apsw.Connection:
-    return apsw.Connection(path, flags=flags, vfs=vfs)
+    database = apsw.Connection(path, flags=flags, vfs=vfs)
+    if vfs is not None:
+        # Before anything is read: without shared memory the log cannot be opened in any other mode.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+    return database
 
 
 def _number(database: apsw.Connection, pragma: str) -> int:
@@ -238,9 +242,7 @@ def _number(database: apsw.Connection, pragma: str) -> int:
     return value
 
 
-def _configure(database: apsw.Connection, vfs: str | None) -> None:
-    if vfs is not None:
-        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+def _configure(database: apsw.Connection) -> None:
     database.execute("PRAGMA journal_mode = WAL")
     for setting in (
         "synchronous = NORMAL",
