@@ -20,11 +20,12 @@ from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.dirty import DirtyData
 from gridfs.files.filesystem import FileSystem, FileSystemConfig
 from gridfs.files.history import History
-from gridfs.files.journal import Journal, JournalConfig, load_head_state
+from gridfs.files.journal import HeadState, Journal, JournalConfig, load_head_state
 from gridfs.files.log import LogConfig, OperationLog
 from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Prefetcher, ReadaheadConfig
 from gridfs.files.reader import Reader, ReaderConfig
+from gridfs.files.replay import replay
 from gridfs.files.spool import Spool
 from gridfs.files.writer import Writer, WriterConfig
 from gridfs.grid.capacity import Capacity, CapacityConfig
@@ -107,12 +108,10 @@ async def open_filesystem(
     try:
         log = OperationLog(machine, metadata, database, spool, LogConfig())
         dirty = DirtyData(log)
-        for record in spool.open():
-            operation = log.replayed(record)
-            dirty.replay(record.number, operation, record.source, record.data_length)
-        log.start()
+        head_state = load_head_state(metadata)
+        replay(log, dirty, head_state.emptied)
         async with trio.open_nursery() as nursery:
-            parts = await _start(machine, config, roster, keys, options, log, dirty, nursery)
+            parts = await _start(machine, config, roster, keys, options, log, dirty, head_state, nursery)
             yield parts
             nursery.cancel_scope.cancel()
         log.commit()
@@ -129,6 +128,7 @@ async def _start(
     options: MountOptions,
     log: OperationLog,
     dirty: DirtyData,
+    head_state: HeadState,
     nursery: trio.Nursery,
 ) -> Parts:
     """Build the graph from the servers up, start its tasks, and claim the head log."""
@@ -146,7 +146,6 @@ async def _start(
 
     sealed_bytes = options.memory_bytes * 5 // 12
     writer_config = WriterConfig(config.k, config.n, keys.convergence_secret, sealed_bytes_max=sealed_bytes)
-    head_state = load_head_state(log.metadata)
     writer = Writer(machine, log, dirty, uploader, lambda: head_state.stamp, writer_config)
     journal_config = JournalConfig(config.k, config.n, config.quorum)
     history = History(heads, downloader, keys)

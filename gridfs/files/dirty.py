@@ -95,6 +95,11 @@ class DirtyData:
     def dropped(self, ino: int) -> None:
         self.truncated(ino, 0)
 
+    def forget(self) -> None:
+        """Give up all dirty data: what became of it since is not known."""
+        for ino in list(self._overlays):
+            self.dropped(ino)
+
     def replay(self, number: int, operation: Operation, source: Source | None, data_length: int) -> None:
         """Redo what one record did to the overlays; records come in order from the oldest on disk."""
         match operation:

@@ -20,10 +20,12 @@ from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Readahead
 from gridfs.files.writer import Writer
 from gridfs.grid.capacity import Capacity
-from storage.errors import Exhausted, Unavailable
+from storage.errors import Unavailable
 from storage.ports import Buffer, Machine
 
 BLOCK_SIZE = 4096
+ROOM_BYTES = 1 << 20
+"""Room in the spool that a create, or an open for writing, wants to see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class FileSystemConfig:
     """grid: fsync returns when the data is in the grid; spool: when it is durable on this machine."""
     grid_timeout_s: float = 30.0
     """How long fsync, or a read, waits for the grid before it fails with EIO."""
+    room_timeout_s: float = 10.0
+    """How long a create, or an open for writing, waits for room in a full spool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,9 @@ class FileSystem:
     def dirty_bytes(self) -> int:
         return self._dirty.bytes
 
-    def require_room(self) -> None:
-        """For creates and opens for writing: refused while the spool is nearly full."""
-        if not self._log.spool.room(1 << 20):
-            raise Exhausted("the spool is full")
+    async def require_room(self) -> None:
+        """For creates and opens for writing: they wait while the spool is nearly full, but not for long.
+
+        Raises Exhausted (ENOSPC) sooner than a write that is under way does.
+        """
+        await self._dirty.room(ROOM_BYTES, self._config.room_timeout_s)

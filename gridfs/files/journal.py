@@ -27,7 +27,7 @@ from gridfs.files.history import History
 from gridfs.files.log import OperationLog
 from gridfs.files.writer import Writer, pack_record
 from gridfs.grid.errors import GridError, NotEnoughServers
-from gridfs.grid.heads import HeadServers
+from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.uploader import Uploader
 from gridfs.meta.operations import KIND_JOURNAL, Commit, PackRecord
 from gridfs.meta.records import (
@@ -66,6 +66,8 @@ class HeadState(msgspec.Struct, array_like=True):
     shipped: int = 0
     gathered: int = 0
     journals: list[PackRecord] = []
+    emptied: int = 0
+    """Number up to which the outbox was emptied."""
 
     @property
     def stamp(self) -> tuple[int, int]:
@@ -139,6 +141,8 @@ class Journal:
         self._draft: _Draft | None = None
         """What was sent and not yet taken by W servers. Some may have it, and they take no other in its
         place: it is sent again as it is until W have it."""
+        self._contested = False
+        """A head server refused our record: the epoch is claimed anew, and if it is lost that tells so."""
         self.claimed = False
         self.trouble: str | None = None
         """Why nothing can be shipped just now, in words."""
@@ -162,23 +166,27 @@ class Journal:
             mine = self._machine.entropy.token(16)
         epoch, step = self.state.epoch + 1, 1
         while True:
-            # Saved before it is used: after a crash the newest record must be known as our own.
+            # Durable before it is used: after a crash, of the machine too, the newest record must be known
+            # as our own, and an epoch must not begin twice.
             self.state.epoch, self.state.mount_id = epoch, mine
             self._save()
-            self._log.commit()
+            await self._log.settle()
             claim = await self._heads.claim(self._keys.verifying_key, epoch, mine)
             if claim.promises + claim.refused < enough:
                 raise NotEnoughServers("asking the head servers", claim.promises, enough)
             if not claim.refused:
                 break
             epoch, step = epoch + step, step * 2
-        await self._adopt(claim.newest)
+        await self._adopt(claim)
         self.claimed = claim.promises >= self._config.quorum
         self._standalone = True
 
-    async def _adopt(self, newest: HeadRecord | None) -> None:
-        """Take over the newest record; a local state that is older is rolled forward first."""
-        state = self.state
+    async def _adopt(self, claim: Claim) -> None:
+        """Take over the newest record; a local state that is older is rolled forward first.
+
+        What it says counts as shipped where W servers are known to have it, else it is shipped again.
+        """
+        state, newest = self.state, claim.newest
         if newest is None:
             if state.shipped:
                 logger.warning("the head servers that answered know no record of this file system")
@@ -191,12 +199,17 @@ class Journal:
             )
         if newest.sequence < state.sequence and newest.mount_id == state.mount_id:
             return  # those who answered have older records than W servers took from us
-        if body.last > self._log.number:
+        is_ahead = body.last > self._log.number
+        if is_ahead:
             await self._roll_forward(newest)
         state.sequence = newest.sequence
+        if newest.record_hash() == state.previous or claim.holders >= self._config.quorum:
+            state.shipped = max(state.shipped, body.last)
         state.previous = newest.record_hash()
-        state.shipped = max(state.shipped, body.last)
         self._save()
+        if is_ahead:
+            # The spool goes on behind what it lacks: only once nothing can undo that any more.
+            await self._log.settle()
 
     async def _roll_forward(self, newest: HeadRecord) -> None:
         tail = await self._history.behind(newest, self._log.number)
@@ -205,7 +218,6 @@ class Journal:
             self._dirty.replay(number, self._log.adopt(number, encoded), None, 0)
         self.state.journals = tail.journals
         self.state.gathered = tail.gathered
-        self._log.metadata.drop_outbox(tail.gathered)
 
     # ---- shipping
 
@@ -234,16 +246,22 @@ class Journal:
                 if not self.claimed:
                     await self._reclaim()
                 await self._turn()
-            except (Conflict, TakenOver) as error:
+            except TakenOver as error:
                 self.taken_over = str(error)
                 logger.error("this mount lost the file system to another one: %s", error)
             except (GridError, StorageError) as error:
+                # A head server may have been away when the epoch was claimed: then it knows nothing of it.
+                self.claimed = False
+                if isinstance(error, Conflict) and not self._contested:
+                    self._contested = True
+                    continue
                 if self.trouble is None:
                     logger.warning("shipping waits: %s", error)
                 self.trouble = str(error)
                 await trio.sleep(delay)
                 delay = min(2 * delay, self._config.retry_s_max)
             else:
+                self._contested = False
                 self.trouble = None
                 delay = self._config.retry_s
             self._progress_made()
@@ -286,9 +304,10 @@ class Journal:
             raise TakenOver("another client has claimed this file system")
         if claim.promises < self._config.quorum:
             raise NotEnoughServers("claiming the head log", claim.promises, self._config.quorum)
-        await self._adopt(claim.newest)
+        if self._draft is None:
+            await self._adopt(claim)
+            self._standalone = True
         self.claimed = True
-        self._standalone = True
 
     async def _ship(self, limit: int) -> None:
         """Send one record with operations up to `limit`, or again the one that too few servers took."""
@@ -304,8 +323,10 @@ class Journal:
         self._standalone = False
         if draft.gathered:
             self._log.metadata.drop_outbox(state.gathered)
+            state.emptied = state.gathered
+        self._save()  # in one transaction with the outbox: what it lacks is in journal packs we know of
+        if draft.gathered:
             await self._trim()
-        self._save()
 
     async def _compose(self, limit: int) -> _Draft:
         """The next record, with operations up to `limit`, which are gathered first where they are many."""

@@ -15,6 +15,7 @@ from gridfs.files.overlay import Source
 from gridfs.files.spool import Replayed, Spool
 from gridfs.meta.operations import Operation, decode, encode
 from gridfs.meta.store import Metadata, checkpoint_on_own_connection
+from storage.errors import Unavailable
 from storage.ports import Buffer, Machine
 
 
@@ -128,6 +129,15 @@ class OperationLog:
         if self.spool.reclaim(upto):
             self.room_freed.set()
             self.room_freed = trio.Event()
+
+    async def settle(self) -> None:
+        """Everything so far, small values too, is durable in the metadata when this returns.
+
+        Raises Unavailable where somebody else reads the database just then; nobody does while mounting.
+        """
+        self.commit()
+        if not await self._checkpoint():
+            raise Unavailable("the metadata database is in use by somebody else")
 
     async def _checkpoint(self) -> bool:
         if self._machine.disk.sqlite_vfs is None:

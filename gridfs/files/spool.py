@@ -110,12 +110,13 @@ class Spool:
 
     # ---- opening
 
-    def open(self) -> Iterator[Replayed]:
+    def open(self, applied: int) -> Iterator[Replayed]:
         """Open the directory and yield every record found, oldest first; then the spool is ready.
 
-        Ends at the first record that is torn or does not follow its predecessor: what was appended
-        last by a process that was killed in the middle of it. Slots behind such a gap are set aside
-        under another name. Must be run to its end before the first `append`.
+        `applied`: number up to which the metadata has all operations; up to there numbers may be
+        missing here. Any other gap ends the log: a record that is torn was appended last, by a process
+        that was killed in the middle of it. Slots behind are set aside under another name. Must be
+        run to its end before the first `append`.
         """
         self._disk.make_directory(self._directory)
         found = []
@@ -140,7 +141,8 @@ class Spool:
         found.sort(key=lambda slot: slot.generation)
         broken = False
         for slot in found:
-            broken = broken or (bool(self.last) and slot.previous != self.last)
+            follows = slot.previous == self.last and slot.begin == self.last + 1
+            broken = broken or not (follows or self.last < slot.begin <= applied + 1)
             if broken:
                 logger.error("spool slot %d does not follow the one before it and is set aside", slot.index)
                 slot.file.close()
@@ -157,7 +159,6 @@ class Spool:
                 self._slots.pop()
                 del self._by_index[slot.index]
                 self._spare.append((slot.index, slot.file))
-                broken = slot is not found[-1]
 
     def _replay_slot(self, slot: _Slot) -> Iterator[Replayed]:
         size = slot.file.size()

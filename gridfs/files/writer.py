@@ -53,6 +53,8 @@ class WriterConfig:
     """Sealed bytes in memory, all flights together."""
     idle_s: float = 1.0
     """A file that was not written for this long is frozen."""
+    gather_s: float = 4.0
+    """Idle files that do not fill a pack wait this long for others."""
     age_s_max: float = 10.0
     """... and one that has been dirty for this long."""
     pressure: float = 0.5
@@ -360,13 +362,22 @@ class Writer:
             return full
         config = self._config
         everything = self.draining or self._log.spool.used >= config.pressure
+        touched = self._dirty.touched
+        if everything:
+            return [(ino, False) for ino in touched]
         now = trio.current_time()
         due = []
-        for ino, touched in self._dirty.touched.items():
-            if everything or touched <= now - config.idle_s:
-                due.append((ino, False))
-            elif not everything:
+        size = 0
+        for ino, last in touched.items():
+            if last > now - config.idle_s:
                 break  # in the order of their last write
+            if ino in self._in_flight:
+                continue
+            due.append((ino, False))
+            size += self._dirty.bytes_of(ino)
+        # Few small files wait for company, so that a slow copy does not make a pack of every handful.
+        if due and size < self._pack_bytes and touched[due[0][0]] > now - config.gather_s:
+            due = []
         for ino, since in self._dirty.since.items():
             if since > now - config.age_s_max:
                 break

@@ -116,30 +116,30 @@ class Handlers(pyfuse3.Operations):
 
     # ---- names
 
-    def _make(
+    async def _make(
         self, parent: int, name: bytes, mode: int, ctx: Any, rdev: int = 0, target: bytes = b""
     ) -> Inode:
         self._files.require_writable()
-        self._files.require_room()
+        await self._files.require_room()
         return self._namespace.make(parent, name, mode, ctx.uid, ctx.gid, rdev, target)
 
     @firewall
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any
     ) -> pyfuse3.EntryAttributes:
-        return self._attributes(self._make(parent_inode, name, mode & ~ctx.umask, ctx, rdev))
+        return self._attributes(await self._make(parent_inode, name, mode & ~ctx.umask, ctx, rdev))
 
     @firewall
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         mode = stat.S_IFDIR | stat.S_IMODE(mode & ~ctx.umask)
-        return self._attributes(self._make(parent_inode, name, mode, ctx))
+        return self._attributes(await self._make(parent_inode, name, mode, ctx))
 
     @firewall
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: Any
     ) -> pyfuse3.EntryAttributes:
         mode = stat.S_IFLNK | 0o777
-        return self._attributes(self._make(parent_inode, name, mode, ctx, target=target))
+        return self._attributes(await self._make(parent_inode, name, mode, ctx, target=target))
 
     @firewall
     async def link(
@@ -209,7 +209,7 @@ class Handlers(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
         if flags & WANTS_WRITE:
             self._files.require_writable()
-            self._files.require_room()
+            await self._files.require_room()
         if flags & os.O_TRUNC:
             self._namespace.change(inode, Change(size=0))
         return pyfuse3.FileInfo(fh=self._files.open(inode), keep_cache=True)
@@ -219,7 +219,7 @@ class Handlers(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         mode = stat.S_IFREG | stat.S_IMODE(mode & ~ctx.umask)
-        inode = self._make(parent_inode, name, mode, ctx)
+        inode = await self._make(parent_inode, name, mode, ctx)
         info = pyfuse3.FileInfo(fh=self._files.open(inode.ino), keep_cache=True)
         return info, self._attributes(inode)
 

@@ -49,6 +49,8 @@ class Claim:
     """Servers that promised this epoch or a higher one to another mount."""
     newest: HeadRecord | None
     """The newest record that any server which promised has."""
+    holders: int
+    """Servers whose newest record it is."""
 
 
 class HeadServers:
@@ -78,7 +80,7 @@ class HeadServers:
         answers = await self._ask_all(ask, 0, "claiming the head log", everybody=True)
         records = [answer for answer in answers if isinstance(answer, HeadRecord)]
         newest = max(records, key=lambda record: record.stamp, default=None)
-        return Claim(len(answers) - refused, refused, newest)
+        return Claim(len(answers) - refused, refused, newest, records.count(newest) if newest else 0)
 
     async def records(self) -> list[HeadRecord]:
         """Every record that any server which answers keeps, each once, oldest first."""

@@ -23,9 +23,10 @@ def make(directory: Path) -> Spool:
     return Spool(system_machine(), str(directory / "spool"), KEY, LIMIT)
 
 
-def opened(directory: Path) -> tuple[Spool, list[Replayed]]:
+def opened(directory: Path, applied: int = 0) -> tuple[Spool, list[Replayed]]:
+    """`applied`: what the metadata has."""
     spool = make(directory)
-    return spool, list(spool.open())
+    return spool, list(spool.open(applied))
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_a_reclaimed_slot_is_not_replayed(tmp_path: Path) -> None:
     for source in sources[:6]:
         spool.retire(source, 1_300_000)
     assert spool.reclaim(12) == 2
-    again, found = opened(tmp_path)
+    again, found = opened(tmp_path, applied=12)
     assert [item.number for item in found] == list(range(7, 13))
     again.close()
     spool.close()
@@ -176,9 +177,47 @@ def test_numbers_may_jump_where_the_grid_was_ahead(tmp_path: Path) -> None:
     spool.append(2, b"two")
     spool.append(10, b"ten")
     spool.append(11, b"eleven")
-    again, found = opened(tmp_path)
+    again, found = opened(tmp_path, applied=9)
     assert [item.number for item in found] == [1, 2, 10, 11]
     spool.close()
+    again.close()
+
+
+def test_a_gap_that_the_metadata_does_not_fill_ends_the_log(tmp_path: Path) -> None:
+    spool, _ = opened(tmp_path)
+    spool.append(1, b"one")
+    spool.append(10, b"ten")
+    again, found = opened(tmp_path, applied=8)
+    assert [item.number for item in found] == [1]
+    again.append(2, b"two")
+    final, found = opened(tmp_path, applied=8)
+    assert [item.operation for item in found] == [b"one", b"two"]
+    for each in (spool, again, final):
+        each.close()
+
+
+def test_a_log_does_not_begin_behind_what_the_metadata_has(tmp_path: Path) -> None:
+    spool, _ = opened(tmp_path)
+    spool.append(6, b"six")
+    again, found = opened(tmp_path, applied=4)
+    assert found == []
+    spool.close()
+    again.close()
+
+
+def test_a_reclaimed_slot_that_the_disk_brings_back_is_no_reason_to_drop_later_ones(tmp_path: Path) -> None:
+    """Three slots; the first two were given up, and power loss undid that for the first one."""
+    spool, _ = opened(tmp_path)
+    sources = [spool.append(number, b"op", os.urandom(1_300_000)) for number in range(1, 10)]
+    first = min((tmp_path / "spool").glob("*.spool"))
+    header = first.read_bytes()[: SLOT_HEADER.size]
+    for source in sources[:6]:
+        spool.retire(source, 1_300_000)
+    assert spool.reclaim(6) == 2
+    spool.close()
+    first.write_bytes(header + first.read_bytes()[SLOT_HEADER.size :])
+    again, found = opened(tmp_path, applied=6)
+    assert [item.number for item in found] == [1, 2, 3, 7, 8, 9]
     again.close()
 
 
@@ -215,5 +254,5 @@ def test_another_key_opens_nothing(tmp_path: Path) -> None:
     raw = next((tmp_path / "spool").glob("*.spool")).read_bytes()
     assert b"secretsecret" not in raw
     other = Spool(system_machine(), str(tmp_path / "spool"), bytes(32), LIMIT)
-    assert list(other.open()) == []
+    assert list(other.open(0)) == []
     other.close()

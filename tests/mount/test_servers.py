@@ -50,7 +50,7 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("killed", [(0, 1), (2, 5)])
+@pytest.mark.parametrize("killed", [(0, 1), pytest.param((2, 5), marks=pytest.mark.slow)])
 def test_any_two_of_six_may_die(
     six: LocalGrid, make_file_system: MakeFileSystem, killed: tuple[int, int]
 ) -> None:
@@ -172,7 +172,7 @@ def with_wrong(what: str, line: str, other: str) -> str:
     return format_access(wrong)
 
 
-@pytest.mark.parametrize("what", ["secret", "pin"])
+@pytest.mark.parametrize("what", [pytest.param("secret", marks=pytest.mark.slow), "pin"])
 def test_a_server_that_is_not_who_it_should_be_is_named(
     make_grid: Callable[..., LocalGrid], make_file_system: MakeFileSystem, tmp_path: Path, what: str
 ) -> None:

@@ -275,5 +275,4 @@ def gauges(parts: Parts) -> dict[str, int]:
         "bytes in flight": parts.uploader.statistics().bytes_in_flight,
         "spool live bytes": parts.log.spool.live_bytes,
         "operations not shipped": parts.log.number - parts.journal.up_to,
-        "requests under way": sum(client.statistics().pending for client in parts.clients.values()),
     }

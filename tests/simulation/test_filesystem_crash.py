@@ -1,0 +1,199 @@
+"""The client's machine dies before any of its disk operations; what the next mount must find.
+
+Killed process: exactly what was acknowledged, and perhaps the one operation under way. Lost power: all
+that fsync promised, whatever the disk made of the rest; never bytes that a file did not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+
+from gridfs.assembly import Parts
+from tests.simulation.filesystem import Client, Shell, gauges, start_servers
+from tests.simulation.machine import World, run_world
+from tests.simulation.runner import chance
+
+Tree = dict[str, bytes | None]
+"""Path -> content, None for a folder."""
+
+
+@dataclass
+class Story:
+    """What a file system was told, one operation a step, and what it acknowledged."""
+
+    pause_s: float = 0.0
+    """Between steps; longer ones let uploads, shipping and commits come between."""
+    states: list[Tree] = field(default_factory=lambda: [{}])
+    """After each step begun, in order; the first is empty."""
+    acknowledged: int = 0
+    """Index of the last state whose step has returned."""
+    synced: dict[str, int] = field(default_factory=dict)
+    """Path -> the last state in which an fsync of it returned."""
+    named: int = 0
+    """The last state whose names are in the grid: that of the last fsync of anything."""
+
+    async def play(self, parts: Parts) -> None:
+        shell = Shell(parts)
+        stream = chance(1, "story")
+
+        async def step(
+            change: Callable[[Tree], object], act: Callable[[], object | Awaitable[object]]
+        ) -> None:
+            tree = dict(self.states[-1])
+            change(tree)
+            self.states.append(tree)
+            result = act()
+            if isinstance(result, Awaitable):
+                await result
+            self.acknowledged = len(self.states) - 1
+            await trio.sleep(self.pause_s)
+
+        async def write(path: str, offset: int, size: int) -> None:
+            data = stream.randbytes(size)
+
+            def change(tree: Tree) -> None:
+                old = tree[path]
+                assert old is not None
+                old = old.ljust(offset, b"\0")
+                tree[path] = old[:offset] + data + old[offset + size :]
+
+            await step(change, lambda: shell.write(path, data, offset))
+
+        async def truncate(path: str, size: int) -> None:
+            await step(
+                lambda tree: tree.update({path: (tree[path] or b"")[:size].ljust(size, b"\0")}),
+                lambda: shell.truncate(path, size),
+            )
+
+        async def make(path: str) -> None:
+            await step(lambda tree: tree.update({path: b""}), lambda: shell.create(path))
+
+        async def rename(source: str, target: str) -> None:
+            def change(tree: Tree) -> None:
+                tree[target] = tree.pop(source)
+                self.synced.pop(source, None)  # the old name may be there or not, the other is bound as before
+
+            await step(change, lambda: shell.rename(source, target))
+
+        async def fsync(path: str) -> None:
+            await shell.fsync(path)
+            self.synced[path] = self.named = len(self.states) - 1
+            await trio.sleep(self.pause_s)
+
+        await step(lambda tree: tree.update({"d": None}), lambda: shell.mkdir("d"))
+        await make("d/a")
+        await write("d/a", 0, 3000)
+        await fsync("d/a")
+        await write("d/a", 1000, 1000)
+        await make("new")
+        await write("new", 0, 5000)
+        await write("new", 2000, 10)
+        await fsync("new")
+        await rename("new", "d/a")
+        await write("d/a", 4000, 3000)
+        await truncate("d/a", 2500)
+        await truncate("d/a", 6000)
+        await fsync("d/a")
+        await make("unsynced")
+        await write("unsynced", 0, 4000)
+        await rename("unsynced", "d/a")
+        await write("d/a", 0, 100)
+        await make("big")
+        await write("big", 100, 70_000)
+        await fsync("big")
+        await write("big", 65_000, 2_000)
+        await step(lambda tree: tree.pop("d/a"), lambda: shell.unlink("d/a"))
+        await step(lambda tree: tree.pop("d"), lambda: shell.rmdir("d"))
+        await parts.files.drain()
+        self.synced = {path: len(self.states) - 1 for path in self.states[-1]}
+        self.named = len(self.states) - 1
+
+    def check_killed(self, found: Tree) -> None:
+        """All that was acknowledged, and perhaps the operation under way."""
+        assert found in self.states[self.acknowledged :], describe(found, self.states)
+
+    def check_power_lost(self, found: Tree) -> None:
+        """What was synced is there, or what came in its place later."""
+        names = [set(tree) for tree in self.states[self.named :]]
+        assert set(found) in names, (sorted(found), [sorted(each) for each in names])
+        for path, since in self.synced.items():
+            later = [tree[path] for tree in self.states[since:] if path in tree]
+            if len(later) == len(self.states) - since:
+                content = found[path]
+                assert content is not None
+                versions = [content for content in later if content is not None]
+                assert is_blend(content, versions), (path, since, len(content))
+
+
+def is_blend(content: bytes, versions: list[bytes]) -> bool:
+    """Whether each byte is that of one of the versions of the file; past the first, zeros may stand."""
+    size_min, size_max = min(map(len, versions)), max(map(len, versions))
+    if not size_min <= len(content) <= size_max:
+        return False
+    if any(content == version for version in versions):
+        return True
+    for position, byte in enumerate(content):
+        seen = {version[position] for version in versions if position < len(version)}
+        if position >= size_min:
+            seen.add(0)
+        if byte not in seen:
+            return False
+    return True
+
+
+def describe(found: Tree, states: list[Tree]) -> str:
+    def short(tree: Tree) -> dict[str, object]:
+        return {path: content if content is None else (len(content), hash(content)) for path, content in tree.items()}
+
+    return "\n".join([f"found {short(found)}", *(f"{i}: {short(tree)}" for i, tree in enumerate(states))])
+
+
+async def look(parts: Parts) -> Tree:
+    return await Shell(parts).tree()
+
+
+async def look_and_go_on(parts: Parts) -> Tree:
+    """What was found; then one more change, and everything into the grid."""
+    shell = Shell(parts)
+    found = await shell.tree()
+    await shell.write("further", b"f" * 1000)
+    await parts.files.drain()
+    assert set(gauges(parts).values()) == {0}, gauges(parts)
+    assert parts.log.metadata.check() == []
+    assert await shell.tree() == {**found, "further": b"f" * 1000}
+    return found
+
+
+async def crash_once(world: World, how: str, at: int, pause_s: float) -> bool:
+    """Kill the client or cut its power before disk operation `at` of a story; whether there was one."""
+    client = Client(world, await start_servers(world))
+    client.create()
+    story = Story(pause_s)
+    (client.kill_at if how == "kill" else client.cut_power_at)(at)
+
+    async def play(parts: Parts) -> bool:
+        await story.play(parts)
+        return True
+
+    finished = await client.session(play)
+    client.kill_at(0)
+    found = await client.session(look_and_go_on)
+    assert found is not None
+    if how == "kill":
+        story.check_killed(found)
+    else:
+        story.check_power_lost(found)
+    assert await client.session(look) == {**found, "further": b"f" * 1000}
+    return not finished
+
+
+def sweep(seed: int, how: str, pause_s: float, first: int, step: int) -> int:
+    """Every `step`th crash point until a run ends untouched; how many there were."""
+    at = first
+    while run_world(seed, crash_once, how, at, pause_s).result:
+        at += step
+    return at
