@@ -46,9 +46,7 @@ def create(
     n: Annotated[int, typer.Option("-n", help="Shares in all.", min=1, max=256)] = 6,
     happy: Annotated[
         Optional[int],  # noqa: UP045 (typer reads it)
-        typer.Option(
-            help="Servers that must hold a share before data counts as stored [(k+n+1)/2]."
-        ),
+        typer.Option(help="Servers that must hold a share before data counts as stored [(k+n+1)/2]."),
     ] = None,
     shares_per_server: Annotated[int, typer.Option(help="Shares that one server may hold.", min=1)] = 1,
     passphrase_command: Annotated[

@@ -249,7 +249,7 @@ class Journal:
             except TakenOver as error:
                 self.taken_over = str(error)
                 logger.error("this mount lost the file system to another one: %s", error)
-            except (GridError, StorageError) as error:
+            except (GridError, StorageError, OSError) as error:
                 # A head server may have been away when the epoch was claimed: then it knows nothing of it.
                 self.claimed = False
                 if isinstance(error, Conflict) and not self._contested:

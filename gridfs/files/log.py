@@ -7,6 +7,8 @@ daemon finds the last committed `applied` and replays the rest from the spool.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
@@ -15,8 +17,10 @@ from gridfs.files.overlay import Source
 from gridfs.files.spool import Replayed, Spool
 from gridfs.meta.operations import Operation, decode, encode
 from gridfs.meta.store import Metadata, checkpoint_on_own_connection
-from storage.errors import Unavailable
+from storage.errors import Exhausted, Unavailable
 from storage.ports import Buffer, Machine
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,8 @@ class LogConfig:
     """Metadata transactions end this often while operations come."""
     operations_max: int = 2000
     """... and after this many operations."""
+    retry_s: float = 1.0
+    """Pause after the disk refused a commit."""
     durable_every_s: float = 15.0
     """Committed metadata is made durable this often; sooner when the spool needs the room."""
 
@@ -100,10 +106,22 @@ class OperationLog:
                     while self._pending < self._config.operations_max:
                         await self._wake.wait()
                         self._wake = trio.Event()
-                self.commit()
-                self.reclaim()
-                while self.metadata.work(2000):
-                    await trio.lowlevel.checkpoint()
+                await self._guarded(self._turn)
+
+    async def _turn(self) -> None:
+        self.commit()
+        self.reclaim()
+        while self.metadata.work(2000):
+            await trio.lowlevel.checkpoint()
+
+    async def _guarded(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Run one step; a disk that is full or fails is waited for: the spool holds everything meanwhile."""
+        try:
+            await step()
+        except (Exhausted, Unavailable, OSError) as error:
+            logger.error("the metadata cannot be written: %s", error)
+            await trio.sleep(self._config.retry_s)
+            self._wake.set()
 
     def reclaim(self) -> None:
         """Give back slots of the spool that nothing needs; ask for durability where that frees more."""
@@ -118,7 +136,7 @@ class OperationLog:
             with trio.move_on_after(self._config.durable_every_s):
                 await self._durable_wanted.wait()
             self._durable_wanted = trio.Event()
-            await self.make_durable()
+            await self._guarded(self.make_durable)
 
     async def make_durable(self) -> None:
         """Everything recorded so far is durable in the metadata when this returns."""

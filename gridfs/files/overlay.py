@@ -29,6 +29,9 @@ class Piece(NamedTuple):
     """Number of the write."""
     source: Source
     skip: int
+    oldest: int
+    """Lowest number of a write that is not in a pack yet and whose bytes were here: an fsync that was
+    promised those waits for these, which took their place."""
 
 
 class Gone(NamedTuple):
@@ -44,7 +47,7 @@ class DirtyRange(NamedTuple):
     start: int
     end: int
     oldest: int
-    """The lowest number among its pieces."""
+    """The lowest `oldest` of its pieces."""
 
 
 class Overlay:
@@ -75,17 +78,18 @@ class Overlay:
             return []
         if not starts or start >= self._pieces[-1].end:
             starts.append(start)
-            self._pieces.append(Piece(start, end, number, source, 0))
+            self._pieces.append(Piece(start, end, number, source, 0, number))
             self.dirty_bytes += end - start
             return []
         low, high = self._overlapping(start, end)
+        oldest = min([number, *(piece.oldest for piece in self._pieces[low:high] if piece.number < number)])
         new: list[Piece] = []
         gone: list[Gone] = []
         position = start
         for piece in self._pieces[low:high]:
             if piece.number >= number:
                 if position < piece.start:
-                    new.append(Piece(position, piece.start, number, source, position - start))
+                    new.append(Piece(position, piece.start, number, source, position - start, oldest))
                 covered = min(piece.end, end) - max(piece.start, start)
                 gone.append(Gone(source, covered))
                 new.append(piece)
@@ -96,12 +100,12 @@ class Overlay:
             if piece.end > end:
                 # What is left on the right goes in after the new piece, which ends there.
                 if position < end:
-                    new.append(Piece(position, end, number, source, position - start))
+                    new.append(Piece(position, end, number, source, position - start, oldest))
                 new.append(_from(piece, end))
                 position = piece.end
             gone.append(Gone(piece.source, min(piece.end, end) - max(piece.start, start)))
         if position < end:
-            new.append(Piece(position, end, number, source, position - start))
+            new.append(Piece(position, end, number, source, position - start, oldest))
         self._put(low, high, new)
         self.dirty_bytes += end - start - sum(item.size_bytes for item in gone)
         return gone
@@ -128,9 +132,9 @@ class Overlay:
         for piece in self._pieces:
             if result and result[-1].end == piece.start:
                 last = result[-1]
-                result[-1] = DirtyRange(last.start, piece.end, min(last.oldest, piece.number))
+                result[-1] = DirtyRange(last.start, piece.end, min(last.oldest, piece.oldest))
             else:
-                result.append(DirtyRange(piece.start, piece.end, piece.number))
+                result.append(DirtyRange(piece.start, piece.end, piece.oldest))
         return result
 
     def _overlapping(self, start: int, end: int) -> tuple[int, int]:
@@ -169,7 +173,7 @@ class Overlay:
         gone: list[Gone] = []
         for piece in self._pieces[low:high]:
             if up_to is not None and piece.number > up_to:
-                kept.append(piece)
+                kept += _raised(piece, start, end, up_to + 1)
                 continue
             if piece.start < start:
                 kept.append(piece._replace(end=start))
@@ -183,4 +187,18 @@ class Overlay:
 
 def _from(piece: Piece, start: int) -> Piece:
     """The part of a piece from byte `start` on."""
-    return Piece(start, piece.end, piece.number, piece.source, piece.skip + start - piece.start)
+    return piece._replace(start=start, skip=piece.skip + start - piece.start)
+
+
+def _raised(piece: Piece, start: int, end: int, oldest: int) -> list[Piece]:
+    """A piece after everything older than `oldest` in [start, end) has gone into a pack."""
+    if piece.oldest >= oldest:
+        return [piece]
+    parts = []
+    if piece.start < start:
+        parts.append(piece._replace(end=start))
+        piece = _from(piece, start)
+    if piece.end > end:
+        parts.append(_from(piece, end))
+        piece = piece._replace(end=end)
+    return sorted([*parts, piece._replace(oldest=oldest)])

@@ -38,7 +38,7 @@ from gridfs.grid.errors import GridError
 from gridfs.grid.uploader import Receipt, Uploader
 from gridfs.meta.operations import KIND_DATA, Commit, ExtentRecord, PackRecord
 from gridfs.meta.store import key_hash
-from storage.errors import StorageError
+from storage.errors import Exhausted, StorageError
 from storage.ports import Machine
 
 logger = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ class Writer:
             flight.pack = pack_record(sealed, await self._upload(sealed), KIND_DATA)
         if flight.memory is not None:
             self._columns.append(flight.memory)
-        self._commit_ready()
+        await self._commit_ready()
 
     def _known(self, key: bytes | None) -> PackRecord | None:
         """The pack that holds exactly this content already, if there is one (convergence)."""
@@ -436,9 +436,15 @@ class Writer:
 
     # ---- committing (no awaits)
 
-    def _commit_ready(self) -> None:
+    async def _commit_ready(self) -> None:
+        """Commit what is in the grid, in order. A local disk that refuses is waited for."""
         while self._flights and self._flights[0].pack is not None:
-            self._commit(self._flights.popleft())
+            try:
+                self._commit(self._flights[0])
+            except (OSError, Exhausted) as error:
+                logger.error("a commit waits for the local disk: %s", error)
+                self.trouble = str(error)
+                await trio.sleep(self._config.retry_s_max)
         self._progress_made()
 
     def _commit(self, flight: _Flight) -> None:
@@ -459,6 +465,7 @@ class Writer:
             if run.end > run.start
         ]
         self._log.record(Commit(packs=[flight.pack], extents=extents))
+        self._flights.popleft()
         for run in flight.runs:
             self._dirty.committed(run.ino, run.start, run.end, flight.frozen)
             runs = self._in_flight[run.ino]

@@ -261,7 +261,9 @@ class FrameSender:
             self._closed = True
             for queue in self._queues:
                 while queue:
-                    queue.popleft().end()
+                    outgoing = queue.popleft()
+                    outgoing.queued = False  # its caller may be cancelled in this very turn, and withdraw it
+                    outgoing.end()
 
     def _pick(self) -> Outgoing | None:
         waiting = [queue for queue in self._queues if queue]

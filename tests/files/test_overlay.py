@@ -23,6 +23,8 @@ class Model:
     def __init__(self) -> None:
         self.overlay = Overlay()
         self.bytes: list[tuple[int, int] | None] = [None] * SIZE
+        self.waiting = [0] * SIZE
+        """Of a dirty byte: the lowest number of a write that was here and is in no pack."""
         self.live: Counter[Source] = Counter()
 
     def write(self, start: int, end: int, number: int) -> None:
@@ -30,6 +32,7 @@ class Model:
             held = self.bytes[byte]
             if held is None or held[0] < number:
                 self.bytes[byte] = (number, byte - start)
+                self.waiting[byte] = number if held is None else min(number, self.waiting[byte])
         self.live[source(number)] += end - start
         self.returned(self.overlay.write(start, end, number, source(number)))
 
@@ -38,6 +41,7 @@ class Model:
             held = self.bytes[byte]
             if held is not None and held[0] <= up_to:
                 self.bytes[byte] = None
+            self.waiting[byte] = max(self.waiting[byte], up_to + 1)
 
     def returned(self, gone: list[Gone]) -> None:
         for item in gone:
@@ -58,7 +62,7 @@ class Model:
         dirty = [byte for item in self.overlay.ranges() for byte in range(item.start, item.end)]
         assert dirty == [byte for byte in range(SIZE) if self.bytes[byte] is not None]
         for item in self.overlay.ranges():
-            assert item.oldest == min(held[0] for held in self.bytes[item.start : item.end] if held)
+            assert item.oldest <= min(self.waiting[item.start : item.end])
 
     @staticmethod
     def read(pieces: list[Piece]) -> list[tuple[int, int] | None]:
@@ -92,6 +96,8 @@ def test_overlay_is_what_an_array_of_bytes_is(items: list[tuple[str, int, int, i
         elif kind == "retire":
             model.remove(start, end, number)
             model.returned(model.overlay.retire(start, end, number))
+            # Who waits for these numbers waits no longer, whatever was written over them since.
+            assert all(piece.oldest > number for piece in model.overlay.pieces(start, end))
         elif kind == "truncate":
             model.remove(start, SIZE, number)
             model.returned(model.overlay.truncate(start))
@@ -118,9 +124,9 @@ def test_a_late_write_fills_only_around_newer_ones() -> None:
     overlay.write(10, 20, 7, source(7))
     assert overlay.write(0, 30, 3, source(3)) == [Gone(source(3), 10)]
     assert overlay.pieces(0, 100) == [
-        Piece(0, 10, 3, source(3), 0),
-        Piece(10, 20, 7, source(7), 0),
-        Piece(20, 30, 3, source(3), 20),
+        Piece(0, 10, 3, source(3), 0, 3),
+        Piece(10, 20, 7, source(7), 0, 7),
+        Piece(20, 30, 3, source(3), 20, 3),
     ]
     assert overlay.ranges() == [DirtyRange(0, 30, 3)]
 
@@ -129,7 +135,7 @@ def test_a_write_in_the_middle_splits_and_returns_what_it_covers() -> None:
     overlay = Overlay()
     overlay.write(0, 30, 1, source(1))
     assert overlay.write(10, 20, 2, source(2)) == [Gone(source(1), 10)]
-    assert overlay.pieces(25, 28) == [Piece(25, 28, 1, source(1), 25)]
+    assert overlay.pieces(25, 28) == [Piece(25, 28, 1, source(1), 25, 1)]
 
 
 def test_retire_keeps_what_was_written_after_the_freeze() -> None:
@@ -137,9 +143,26 @@ def test_retire_keeps_what_was_written_after_the_freeze() -> None:
     overlay.write(0, 10, 1, source(1))
     frozen = overlay.freeze(0, 10, 1)
     overlay.write(4, 6, 2, source(2))
-    assert frozen == [Piece(0, 10, 1, source(1), 0)]
+    assert frozen == [Piece(0, 10, 1, source(1), 0, 1)]
     assert overlay.retire(0, 10, 1) == [Gone(source(1), 4), Gone(source(1), 4)]
-    assert overlay.pieces(0, 10) == [Piece(4, 6, 2, source(2), 0)]
+    assert overlay.pieces(0, 10) == [Piece(4, 6, 2, source(2), 0, 2)]
+
+
+def test_what_is_overwritten_is_still_waited_for_until_a_pack_has_it_or_what_took_its_place() -> None:
+    overlay = Overlay()
+    overlay.write(0, 10, 1, source(1))
+    overlay.write(0, 10, 2, source(2))
+    assert overlay.ranges() == [DirtyRange(0, 10, 1)]
+    overlay.write(4, 6, 3, source(3))  # while the rest is on its way, frozen at 2
+    assert overlay.ranges() == [DirtyRange(0, 10, 1)]
+    overlay.retire(0, 5, 2)
+    assert overlay.pieces(0, 10) == [
+        Piece(4, 5, 3, source(3), 0, 3),
+        Piece(5, 6, 3, source(3), 1, 1),
+        Piece(6, 10, 2, source(2), 6, 1),
+    ]
+    overlay.retire(5, 10, 2)
+    assert overlay.ranges() == [DirtyRange(4, 6, 3)]
 
 
 def test_empty_ranges_hold_nothing() -> None:

@@ -6,6 +6,7 @@ that fsync promised, whatever the disk made of the rest; never bytes that a file
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ import pytest
 import trio
 
 from gridfs.assembly import Parts
-from tests.simulation.filesystem import Client, Shell, gauges, start_servers
+from tests.simulation.filesystem import OPTIONS, Client, Shell, gauges, start_servers
 from tests.simulation.machine import World, run_world
 from tests.simulation.runner import chance
 
@@ -156,8 +157,8 @@ async def look(parts: Parts) -> Tree:
     return await Shell(parts).tree()
 
 
-async def look_and_go_on(parts: Parts) -> Tree:
-    """What was found; then one more change, and everything into the grid."""
+async def go_on(parts: Parts) -> None:
+    """One more change, and everything into the grid."""
     shell = Shell(parts)
     found = await shell.tree()
     await shell.write("further", b"f" * 1000)
@@ -165,35 +166,78 @@ async def look_and_go_on(parts: Parts) -> Tree:
     assert set(gauges(parts).values()) == {0}, gauges(parts)
     assert parts.log.metadata.check() == []
     assert await shell.tree() == {**found, "further": b"f" * 1000}
-    return found
 
 
-async def crash_once(world: World, how: str, at: int, pause_s: float) -> bool:
-    """Kill the client or cut its power before disk operation `at` of a story; whether there was one."""
+@dataclass(frozen=True)
+class Plan:
+    """How the client dies."""
+
+    how: str
+    """kill or power."""
+    pause_s: float = 0.0
+    fsync: str = "grid"
+    again_at: int = 0
+    """Before this disk operation of the next mount it dies again, in the same way; 0: it does not."""
+
+
+async def crash(world: World, plan: Plan, at: int) -> bool:
+    """The client dies before disk operation `at` of a story; whether there was one."""
+    options = dataclasses.replace(OPTIONS, fsync=plan.fsync)
     client = Client(world, await start_servers(world))
     client.create()
-    story = Story(pause_s)
-    (client.kill_at if how == "kill" else client.cut_power_at)(at)
+    story = Story(plan.pause_s)
+    strike = client.kill_at if plan.how == "kill" else client.cut_power_at
+    strike(at)
 
     async def play(parts: Parts) -> bool:
         await story.play(parts)
         return True
 
-    finished = await client.session(play)
-    client.kill_at(0)
-    found = await client.session(look_and_go_on)
+    finished = await client.session(play, options)
+    if plan.again_at:
+        strike(plan.again_at)
+        await client.session(look, options)
+    strike(0)
+    found = await client.session(look, options)
     assert found is not None
-    if how == "kill":
+    if plan.how == "kill":
         story.check_killed(found)
     else:
         story.check_power_lost(found)
-    assert await client.session(look) == {**found, "further": b"f" * 1000}
+    await client.session(go_on, options)
+    assert await client.session(look, options) == {**found, "further": b"f" * 1000}
     return not finished
 
 
-def sweep(seed: int, how: str, pause_s: float, first: int, step: int) -> int:
+def sweep(seed: int, plan: Plan, first: int, step: int) -> int:
     """Every `step`th crash point until a run ends untouched; how many there were."""
     at = first
-    while run_world(seed, crash_once, how, at, pause_s).result:
+    while run_world(seed, crash, plan, at).result:
         at += step
     return at
+
+
+PLANS = [
+    Plan("kill"),
+    Plan("kill", pause_s=3),
+    Plan("kill", pause_s=0.7, again_at=7),
+    Plan("power"),
+    Plan("power", pause_s=3),
+    Plan("power", pause_s=0.7, fsync="spool"),
+    Plan("power", pause_s=3, again_at=60),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_a_client_that_dies_keeps_what_it_promised(plan: Plan) -> None:
+    index = PLANS.index(plan)
+    assert sweep(index, plan, first=1 + index, step=29) > 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_a_client_that_dies_before_any_of_its_disk_operations_keeps_what_it_promised(
+    plan: Plan, seed: int
+) -> None:
+    assert sweep(seed, plan, first=1, step=1) > 90
