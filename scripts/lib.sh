@@ -68,8 +68,9 @@ is_mounted() {
     return 1
 }
 
-# Is the mount on this path served? A daemon that was killed leaves "not connected" behind.
-is_alive() { timeout 20 stat -- "$1" >/dev/null 2>&1; }
+# Is the mount on this path served? A daemon that was killed leaves "not connected" behind. It is asked for
+# its numbers (statfs): attributes may still come from the cache of the kernel.
+is_alive() { timeout 20 stat --file-system -- "$1" >/dev/null 2>&1; }
 
 detach() {
     if ((EUID == 0)); then

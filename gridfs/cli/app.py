@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
 import typer
 
-from gridfs import __version__
+from storage.version import __version__
 
 app = typer.Typer(
     name="gridfs",
@@ -130,6 +131,12 @@ def status(
 
 def main() -> None:
     """Entry point: one line and a documented exit code for every expected failure."""
+    if os.path.exists(os.path.join(os.path.dirname(__file__), "..", "grid_file.py")):
+        _fail(
+            "the package pymongo brings a `gridfs` of its own, and both lie in one folder now: "
+            "install gridfs into a virtual environment without pymongo",
+            1,
+        )
     from gridfs.exits import INTERRUPTED, USAGE, as_command_error
 
     try:

@@ -31,11 +31,11 @@ from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.uploader import Uploader
 from gridfs.meta.operations import KIND_JOURNAL, Commit, PackRecord
 from gridfs.meta.records import (
-    RECORD_BODY_MAX,
     SALT_SIZE,
     HeadBody,
     JournalBody,
     encode_journal,
+    operations_max,
     seal_head,
 )
 from gridfs.meta.store import Metadata
@@ -332,11 +332,12 @@ class Journal:
         """The next record, with operations up to `limit`, which are gathered first where they are many."""
         state = self.state
         after = state.gathered if self._standalone else state.shipped
-        operations = self._outbox(after, limit, RECORD_BODY_MAX)
+        room = operations_max(len(self._heads.servers), self._config.n)
+        operations = self._outbox(after, limit, room)
         size = sum(len(operation) + 16 for _, operation in operations)
         behind = operations[-1][0] if operations else after
         complete = not self._outbox(behind, limit, 1)
-        gather = not complete or size > RECORD_BODY_MAX or self._inline_bytes + size > GATHER_BYTES
+        gather = not complete or size > room or self._inline_bytes + size > GATHER_BYTES
         if gather:
             await self._gather(limit)
             after, operations, size, self._inline_bytes = limit, [], 0, 0

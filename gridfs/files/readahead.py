@@ -36,6 +36,7 @@ class _Window:
     buffer: bytearray | None
     traffic: Traffic
     ready: trio.Event = field(default_factory=trio.Event)
+    fetching: trio.CancelScope = field(default_factory=trio.CancelScope)
     error: Exception | None = None
     stale: bool = False
     served: int = 0
@@ -71,19 +72,24 @@ class Prefetcher:
         return window
 
     def finish(self, window: _Window) -> None:
-        """The handle lets go of a window; its memory is free once no reply uses it."""
+        """The handle lets go of a window; its memory is free once no reply uses it.
+
+        Whoever waits for it reads by itself; a fetch that is under way is given up.
+        """
         if not window.stale:
             window.stale = True
             self.bytes -= window.end - window.start
         window.buffer = None
+        window.fetching.cancel()
 
     async def _fetch(self, ino: int, window: _Window) -> None:
         buffer = window.buffer
         if buffer is not None:
-            try:
-                await self.reader.read_into(ino, window.start, memoryview(buffer), window.traffic)
-            except Exception as error:  # told to whoever waits for the window
-                window.error = error
+            with window.fetching:
+                try:
+                    await self.reader.read_into(ino, window.start, memoryview(buffer), window.traffic)
+                except Exception as error:  # told to whoever waits for the window
+                    window.error = error
         window.ready.set()
 
 
@@ -111,16 +117,33 @@ class Readahead:
         if window is None:
             self.clear()
             return await self._direct(offset, end)
-        self._extend(end, size)
-        await window.ready.wait()
-        if window.error is not None or window.buffer is None or end > window.end:
-            # Failed, overwritten meanwhile, or across two windows: the plain way answers, or says why not.
+        self._extend(offset, end, size)
+        covering = self._through(window, end)
+        for each in covering:
+            await each.ready.wait()
+        if not covering or any(each.error is not None or each.buffer is None for each in covering):
+            # Failed, overwritten meanwhile, or not fetched ahead: the plain way answers, or says why not.
             return await self._direct(offset, end)
-        reply = memoryview(window.buffer)[offset - window.start : end - window.start]
-        window.served += end - offset
-        if window.served >= window.end - window.start:
+        parts = [self._serve(each, max(offset, each.start), min(end, each.end)) for each in covering]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _through(self, window: _Window, end: int) -> list[_Window]:
+        """The windows from `window` on that hold everything up to `end`; none if they do not."""
+        first = self._windows.index(window)
+        covering = [window]
+        for following in self._windows[first + 1 :]:
+            if covering[-1].end >= end:
+                break
+            covering.append(following)
+        return covering if covering[-1].end >= end else []
+
+    def _serve(self, window: _Window, start: int, end: int) -> memoryview:
+        assert window.buffer is not None
+        part = memoryview(window.buffer)[start - window.start : end - window.start]
+        window.served += end - start
+        if window.served >= window.end - window.start and window in self._windows:
             self._drop(window)
-        return reply
+        return part
 
     def clear(self) -> None:
         """The file changed, or the handle is closed: forget everything fetched ahead."""
@@ -146,7 +169,7 @@ class Readahead:
 
     def _restart(self, offset: int, end: int, size: int) -> None:
         if self._windows and offset >= self._windows[-1].end:
-            self._extend(end, size)
+            self._extend(offset, end, size)
             return
         self.clear()
         self._step = self._config.window_bytes_min
@@ -155,10 +178,10 @@ class Readahead:
         if window is not None:
             self._windows.append(window)
 
-    def _extend(self, end: int, size: int) -> None:
+    def _extend(self, offset: int, end: int, size: int) -> None:
         """Keep a window's length of data ahead of the reader."""
         for window in list(self._windows):
-            if window.end + self._config.near_bytes < end:
+            if window.end + self._config.near_bytes < offset:
                 self._drop(window)
         while self._windows:
             ahead = self._windows[-1].end

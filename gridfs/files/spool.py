@@ -74,6 +74,8 @@ class _Slot:
     pins: int = 0
     first: int = 0
     last: int = 0
+    synced: int = 0
+    """Number of the last record that is known to be durable here."""
     data: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Start of a record's data in the slot -> (bytes of plaintext, phase)."""
 
@@ -104,6 +106,7 @@ class Spool:
         self._next_index = 0
         self._scratch = bytearray()
         self._began = -1
+        self._has_new_names = True
         self.live_bytes = 0
         self.durable = 0
         self.last = 0
@@ -261,6 +264,7 @@ class Spool:
             index = self._next_index
             file = self._disk.open(self._path(index), create=True)
             self._next_index += 1
+            self._has_new_names = True
         salt = self._machine.entropy.token(16)
         generation = self._generation + 1
         previous = self.last if self._slots else 0
@@ -376,8 +380,17 @@ class Spool:
     def sync(self) -> None:
         """Make every record appended so far durable. Called through Offload."""
         for slot in list(self._slots):
-            if slot.last > self.durable or slot.live:
+            last = slot.last
+            if last > slot.synced:
                 slot.file.sync()
+                slot.synced = last
+        if self._has_new_names:
+            self._has_new_names = False  # first: the loop may begin a slot meanwhile
+            try:
+                self._disk.sync_directory(self._directory)
+            except OSError:
+                self._has_new_names = True
+                raise
 
     def close(self) -> None:
         """Close the files; what is needed stays on disk for the next `open`."""

@@ -22,6 +22,8 @@ RECORD_VERSION = 1
 SALT_SIZE = 16
 RECORD_BODY_MAX = 60 << 10
 """Bytes of a record's body, so that the sealed record stays below the head log's 64 KiB."""
+_SERVER_SIZE = 40
+"""Bytes that naming a server takes at most, and the number of a missing share beside it."""
 _ADDRESS = struct.Struct("<HQQ")
 
 
@@ -58,6 +60,11 @@ class JournalBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
 _encoder = msgspec.msgpack.Encoder()
 _head = msgspec.msgpack.Decoder(HeadBody)
 _journal = msgspec.msgpack.Decoder(JournalBody)
+
+
+def operations_max(head_servers: int, n: int) -> int:
+    """Bytes of operations, 16 a piece for their numbers counted, that fit beside the rest of a body."""
+    return RECORD_BODY_MAX - _SERVER_SIZE * (head_servers + n)
 
 
 def seal_head(body: HeadBody, journal_key: bytes, salt: bytes, epoch: int, sequence: int) -> bytes:

@@ -1,0 +1,103 @@
+"""The operation log: one number for spool and metadata, commits by time and count, durability on demand."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import trio
+import trio.testing
+
+from gridfs.files.log import LogConfig
+from gridfs.meta.operations import Make
+from gridfs.meta.rows import ROOT
+from tests.files.support import FILE, Laptop, on_a_laptop
+from tests.simulation.platter import DiskFault
+
+
+def test_numbers_follow_each_other_over_all_lives() -> None:
+    async def work(laptop: Laptop) -> None:
+        for life in range(3):
+            local = laptop.open()
+            assert local.log.number == local.metadata.applied == 2 * life
+            for index in range(2):
+                local.make(b"%d.%d" % (life, index))
+            laptop.kill()
+
+    on_a_laptop(work)
+
+
+def test_a_disk_that_refuses_changes_nothing_and_the_number_comes_again() -> None:
+    async def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        local.make(b"one")
+        laptop.node.platter.faults.append(DiskFault("write", errno.EIO, path="/home/fs/spool"))
+        with pytest.raises(OSError, match="Input/output error"):
+            local.make(b"two")
+        assert local.log.number == local.metadata.applied == 1
+        assert local.namespace.lookup(ROOT, b"two") is None
+        local.make(b"three")
+        assert local.log.number == 2
+        laptop.kill()
+        again = laptop.open()
+        names = [entry.name for entry in again.namespace.entries(ROOT, 0, 10)]
+        assert names == [b"one", b"three"]
+
+    on_a_laptop(work)
+
+
+def test_transactions_end_by_time_and_by_count() -> None:
+    async def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        config = LogConfig()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(local.log.run)
+            local.make(b"lonely")
+            await trio.sleep(config.commit_every_s / 2)
+            assert local.metadata.in_transaction
+            await trio.sleep(config.commit_every_s)
+            assert not local.metadata.in_transaction
+            for index in range(config.operations_max + 1):
+                local.log.record(Make(100 + index, ROOT, b"n%d" % index, FILE, 1, 1, 0, b"", 1))
+            await trio.testing.wait_all_tasks_blocked()
+            assert not local.metadata.in_transaction
+            nursery.cancel_scope.cancel()
+
+    on_a_laptop(work)
+
+
+def test_what_is_settled_survives_the_loss_of_power() -> None:
+    async def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        for directory in ("/home/fs", "/home", "/"):
+            local.machine.disk.sync_directory(directory)
+        local.make(b"kept")
+        local.metadata.set_value("state", b"kept")
+        await local.log.settle()
+        local.make(b"perhaps")
+        laptop.world.crash(laptop.node)
+        again = laptop.open()
+        assert again.namespace.lookup(ROOT, b"kept") is not None
+        assert again.metadata.get_value("state") == b"kept"
+
+    for seed in range(6):
+        on_a_laptop(work, seed)
+
+
+def test_slots_are_freed_by_durability_without_waiting_for_the_timer() -> None:
+    """Room is wanted: the metadata is made durable at once, not after durable_every_s."""
+
+    async def work(laptop: Laptop) -> None:
+        local = laptop.open(spool_bytes=16 << 20)
+        ino = local.make(b"file")
+        piece = bytes(1 << 20)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(local.log.run)
+            for turn in range(60):
+                number = await local.write(ino, turn * len(piece), piece)
+                local.commit(ino, turn * len(piece), len(piece), number, mark=turn + 1)
+            assert trio.current_time() < LogConfig().durable_every_s
+            assert local.spool.used < 1
+            nursery.cancel_scope.cancel()
+
+    on_a_laptop(work)

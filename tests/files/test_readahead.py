@@ -1,0 +1,202 @@
+"""Reader and read-ahead against an array of bytes, on a simulated grid, with windows of a few segments.
+
+Reads of several handles, sequential and not, are mixed with writes, truncates, freezes and commits, so
+that each read finds its bytes in the spool, in packs, in windows fetched before, or nowhere (zeros).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+import trio
+
+from gridfs.assembly import Parts
+from gridfs.files.contents import Contents, ContentsConfig
+from gridfs.files.namespace import Change, Namespace
+from gridfs.files.readahead import Prefetcher, Readahead, ReadaheadConfig
+from gridfs.meta.rows import ROOT
+from tests.simulation.entropy import SimClock
+from tests.simulation.filesystem import FILE, Client, start_servers
+from tests.simulation.machine import World, run_world
+from tests.simulation.runner import chance
+
+SIZE_MAX = 400_000
+CONFIG = ReadaheadConfig(
+    window_bytes_min=40_000, window_bytes_max=160_000, budget_bytes=400_000, near_bytes=30_000
+)
+
+
+@dataclass
+class Bench:
+    """An open file system whose read-ahead has small windows."""
+
+    parts: Parts
+    prefetcher: Prefetcher
+    contents: Contents
+    namespace: Namespace
+
+    def make(self, name: bytes = b"file") -> int:
+        return self.namespace.make(ROOT, name, FILE, 1, 1).ino
+
+    async def read(self, handle: Readahead, ino: int, offset: int, length: int) -> bytes:
+        return bytes(await handle.read(offset, length, self.namespace.inode(ino).size))
+
+
+def on_a_bench(seed: int, work: Callable[[Bench], Awaitable[None]], config: ReadaheadConfig = CONFIG) -> None:
+    @asynccontextmanager
+    async def bench(parts: Parts) -> AsyncIterator[Bench]:
+        clock = SimClock()
+        prefetcher = Prefetcher(parts.prefetcher.reader, config)
+        contents = Contents(parts.log, parts.dirty, parts.writer, prefetcher, clock, ContentsConfig())
+        async with trio.open_nursery() as nursery:
+            await nursery.start(prefetcher.run)
+            yield Bench(parts, prefetcher, contents, Namespace(parts.log, contents, clock))
+            nursery.cancel_scope.cancel()
+
+    async def scenario(world: World) -> None:
+        client = Client(world, await start_servers(world))
+        client.create()
+
+        async def session(parts: Parts) -> None:
+            async with bench(parts) as made:
+                await work(made)
+                assert made.prefetcher.bytes == 0
+                assert parts.downloader.statistics().lent_bytes == 0
+
+        await client.session(session)
+
+    run_world(seed, scenario)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_reads_are_what_an_array_of_bytes_says(seed: int) -> None:
+    stream = chance(seed, "reads")
+
+    async def work(bench: Bench) -> None:
+        ino = bench.make()
+        model = bytearray()
+        handles = [bench.contents.open(ino) for _ in range(3)]
+        positions = [0] * len(handles)
+        for _ in range(400):
+            kind = stream.choices(("next", "near", "jump", "write", "cut", "store", "wait"), (8, 2, 2, 3, 1, 2, 1))
+            offset = stream.randrange(SIZE_MAX)
+            length = stream.choice((1, 100, 4096, 30_000, 65_536, 150_000))
+            which = stream.randrange(len(handles))
+            match kind[0]:
+                case "next" | "near" | "jump":
+                    if kind[0] == "next":
+                        offset = positions[which]
+                    elif kind[0] == "near":
+                        offset = max(0, positions[which] + stream.randrange(-9000, 9000))
+                    got = await bench.read(handles[which], ino, offset, length)
+                    assert got == model[offset : offset + length], (kind, offset, length)
+                    positions[which] = offset + len(got) if got else 0
+                case "write":
+                    length = min(length, SIZE_MAX - offset)
+                    data = stream.randbytes(length)
+                    await bench.contents.write(ino, offset, data)
+                    model.extend(bytes(max(0, offset - len(model))))
+                    model[offset : offset + length] = data
+                case "cut":
+                    offset = stream.choice((0, offset, len(model) // 2))
+                    bench.namespace.change(ino, Change(size=offset))
+                    model[offset:] = b""
+                    model.extend(bytes(offset - len(model)))
+                case "store":
+                    await bench.parts.writer.stored(ino, bench.parts.log.number)
+                case _:
+                    await trio.sleep(stream.random())
+        for handle in handles:
+            bench.contents.close(ino, handle)
+
+    on_a_bench(seed, work)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_page_read_while_it_is_written_is_one_of_its_versions(seed: int) -> None:
+    """Pages hold their version over and over; a read may see any one that was current while it ran."""
+    page, pages = 4096, 40
+
+    async def work(bench: Bench) -> None:
+        ino = bench.make()
+        version = [0] * pages
+
+        async def write(index: int) -> None:
+            await bench.contents.write(ino, index * page, bytes([version[index] + 1]) * page)
+            version[index] += 1
+
+        for index in range(pages):
+            await write(index)
+        await bench.parts.writer.stored(ino, bench.parts.log.number)
+
+        async def read_on(number: int) -> None:
+            handle = bench.contents.open(ino)
+            stream = chance(seed, "reader", number)
+            for _ in range(12):
+                position = 0 if number % 2 else stream.randrange(pages)
+                while position < pages:
+                    before = list(version)
+                    count = min(stream.choice((1, 3, 17)), pages - position)
+                    got = await bench.read(handle, ino, position * page, count * page)
+                    for index in range(position, position + count):
+                        part = got[(index - position) * page :][:page]
+                        assert part == part[:1] * page, f"page {index} is torn"
+                        assert before[index] <= part[0] <= version[index], f"page {index} is stale"
+                    position += count
+            bench.contents.close(ino, handle)
+
+        async with trio.open_nursery() as readers:
+            for number in range(4):
+                readers.start_soon(read_on, number)
+            stream = chance(seed, "writer")
+            for _ in range(120):
+                await write(stream.randrange(pages))
+                await trio.sleep(stream.choice((0.0, 0.002, 0.02)))
+
+    on_a_bench(seed, work)
+
+
+def test_windows_stay_within_the_budget_and_reads_go_on_without() -> None:
+    config = ReadaheadConfig(window_bytes_min=40_000, window_bytes_max=160_000, budget_bytes=100_000)
+    data = chance(1, "budget").randbytes(300_000)
+
+    async def work(bench: Bench) -> None:
+        ino = bench.make()
+        await bench.contents.write(ino, 0, data)
+        await bench.parts.writer.stored(ino, bench.parts.log.number)
+        handles = [bench.contents.open(ino) for _ in range(5)]
+        for position in range(0, len(data), 30_000):
+            for handle in handles:
+                assert await bench.read(handle, ino, position, 30_000) == data[position : position + 30_000]
+                assert bench.prefetcher.bytes <= config.budget_bytes
+        for handle in handles:
+            bench.contents.close(ino, handle)
+
+    on_a_bench(1, work, config)
+
+
+def test_a_sequential_reader_gets_windows_that_double_and_one_that_jumps_gets_none() -> None:
+    data = chance(2, "windows").randbytes(400_000)
+
+    async def work(bench: Bench) -> None:
+        ino = bench.make()
+        await bench.contents.write(ino, 0, data)
+        await bench.parts.writer.stored(ino, bench.parts.log.number)
+        requests = bench.parts.downloader.statistics().requests
+        handle = bench.contents.open(ino)
+        for position in range(0, len(data), 4000):
+            assert await bench.read(handle, ino, position, 4000) == data[position : position + 4000]
+        assert max(requests.by_server.values()) <= 6, "a window is one request to each server"
+        bench.contents.close(ino, handle)
+        handle = bench.contents.open(ino)
+        spans = requests.spans
+        for position in (300_000, 100_000, 200_000):
+            assert await bench.read(handle, ino, position, 10) == data[position : position + 10]
+            assert bench.prefetcher.bytes == 0
+        assert requests.spans - spans <= 3
+        bench.contents.close(ino, handle)
+
+    on_a_bench(2, work)
