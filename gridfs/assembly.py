@@ -19,6 +19,7 @@ from gridfs.config import Config
 from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.dirty import DirtyData
 from gridfs.files.filesystem import FileSystem, FileSystemConfig
+from gridfs.files.freezing import FreezeConfig, Freezer
 from gridfs.files.history import History
 from gridfs.files.journal import HeadState, Journal, JournalConfig, load_head_state
 from gridfs.files.log import LogConfig, OperationLog
@@ -146,7 +147,8 @@ async def _start(
 
     sealed_bytes = options.memory_bytes * 5 // 12
     writer_config = WriterConfig(config.k, config.n, keys.convergence_secret, sealed_bytes_max=sealed_bytes)
-    writer = Writer(machine, log, dirty, uploader, lambda: head_state.stamp, writer_config)
+    freezer = Freezer(log, dirty, FreezeConfig(config.k))
+    writer = Writer(machine, log, dirty, uploader, freezer, lambda: head_state.stamp, writer_config)
     journal_config = JournalConfig(config.k, config.n, config.quorum)
     history = History(heads, downloader, keys)
     journal = Journal(machine, log, dirty, writer, uploader, heads, history, keys, head_state, journal_config)

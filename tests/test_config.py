@@ -31,7 +31,7 @@ def test_what_is_written_is_read_back(command: str) -> None:
         (1, 6, 1, 1, 6, 4),  # the majority is more than happy
         (3, 10, 7, 1, 13, 7),
         (1, 1, 1, 1, 1, 1),
-        (4, 6, 5, 2, 3, 2),  # several shares a server: happy counts shares, and three servers are all there are
+        (4, 6, 5, 2, 3, 2),  # several shares a server: happy counts shares
         (60, 100, 80, 1, 159, 80),
     ],
 )

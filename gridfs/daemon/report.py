@@ -82,7 +82,8 @@ def _health(parts: Parts, servers: list[dict[str, Any]]) -> str:
     if taken:
         return f"read-only: {taken}"
     missing = parts.log.metadata.totals().missing_shares
-    owed = f"; {missing} shares are owed to servers that were down" if missing else ""
+    what = "1 share is" if missing == 1 else f"{missing} shares are"
+    owed = f"; {what} owed, because servers were down when data was stored" if missing else ""
     down = [server for server in servers if server["state"].startswith(("unreachable", "refused"))]
     names = ", ".join(server["name"] for server in down)
     trouble = parts.files.trouble()

@@ -1,10 +1,8 @@
-"""Write-behind: dirty ranges are frozen into runs, sealed into packs, uploaded and committed.
+"""Write-behind: what the freezer picks is sealed into packs, uploaded and committed.
 
-The writer picks what to freeze: what fsync waits for first, then full aligned packs of growing files,
-then what has been idle or dirty for long; under pressure or when draining, everything. One flight is
-one pack on its way. Flights are sealed one at a time in a worker thread, uploaded side by side within
-the budget, and committed strictly in the order of their freeze, so that extents of one inode never
-overtake each other.
+One flight is one pack on its way. Flights are sealed one at a time in a worker thread, uploaded side by
+side within the budget, and committed strictly in the order of their freeze, so that extents of one inode
+never overtake each other.
 
 A frozen range stays in its overlay (reads come from the spool) until the commit. Bytes overwritten
 meanwhile are committed all the same, under the newer data: an fsync that waits for them was promised
@@ -19,21 +17,19 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
 from gridfs.codec.pack import (
-    LayoutPlan,
     SealedPack,
     convergent_key,
-    max_plaintext,
     new_columns,
     seal_pack,
 )
 from gridfs.files.dirty import DirtyData
+from gridfs.files.freezing import Flight, Freezer
 from gridfs.files.log import OperationLog
-from gridfs.files.overlay import Piece
 from gridfs.grid.errors import GridError
 from gridfs.grid.uploader import Receipt, Uploader
 from gridfs.meta.operations import KIND_DATA, Commit, ExtentRecord, PackRecord
@@ -49,54 +45,12 @@ class WriterConfig:
     k: int
     n: int
     convergence_secret: bytes
-    sealed_bytes_max: int = 72 << 20
+    sealed_bytes_max: int = 40 << 20
     """Sealed bytes in memory, all flights together."""
-    idle_s: float = 1.0
-    """A file that was not written for this long is frozen."""
-    gather_s: float = 4.0
-    """Idle files that do not fill a pack wait this long for others."""
-    age_s_max: float = 10.0
-    """... and one that has been dirty for this long."""
-    pressure: float = 0.5
-    """Part of the spool in use from which everything dirty is frozen."""
-    own_pack_bytes: int = 1 << 20
-    """A run of at least this length gets a pack of its own."""
-    runs_max: int = 1024
-    """Runs in one pack."""
     retry_s: float = 0.5
     retry_s_max: float = 5.0
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """Consecutive bytes of one inode on their way into a pack."""
-
-    ino: int
-    start: int
-    end: int
-    """Moves down when a later truncate clips the run."""
-    oldest: int
-    """Lowest operation number among its bytes."""
-    pieces: list[Piece]
-
-    @property
-    def length(self) -> int:
-        return sum(piece.end - piece.start for piece in self.pieces)
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    frozen: int
-    runs: list[_Run]
-    cost: int
-    key: bytes | None
-    """Random pack key, or None for a convergent pack of one run."""
-    memory: list[bytearray] | None = None
-    """What the pack's primary columns lie in, from the writer's pool."""
-    places: list[tuple[int, int]] = field(default_factory=list)
-    """(stream offset, bytes of plaintext) of each run in the pack."""
-    pack: PackRecord | None = None
-    """Set once the pack is in the grid."""
+    poll_s: float = 1.0
+    """While anything is dirty, the freezer is asked this often for what became idle."""
 
 
 def pack_record(sealed: SealedPack, receipt: Receipt, kind: int) -> PackRecord:
@@ -123,6 +77,7 @@ class Writer:
         log: OperationLog,
         dirty: DirtyData,
         uploader: Uploader,
+        freezer: Freezer,
         stamp: Callable[[], tuple[int, int]],
         config: WriterConfig,
     ) -> None:
@@ -132,18 +87,14 @@ class Writer:
         self._uploader = uploader
         self._stamp = stamp
         self._config = config
-        self._pack_bytes = max_plaintext(config.k)
-        self._full: dict[int, None] = {}
-        self._wanted: dict[int, int] = {}
-        self._in_flight: dict[int, list[_Run]] = {}
-        self._flights: deque[_Flight] = deque()
+        self._freezer = freezer
+        self._flights: deque[Flight] = deque()
         self._wake = trio.Event()
         self._progress = trio.Event()
         self._seal_turn = trio.Lock()
         self._plaintext = bytearray()
         self._columns: list[list[bytearray]] = []
         self.sealed_bytes = 0
-        self.draining = False
         self.trouble: str | None = None
         """Why nothing gets into the grid just now, in words; None while all is well."""
         self.packs_stored = 0
@@ -155,51 +106,41 @@ class Writer:
 
     def written(self, ino: int) -> None:
         """Dirty data of this inode grew."""
-        if self._dirty.bytes_of(ino) >= self._pack_bytes:
-            self._full[ino] = None
-            self._wake.set()
-        elif self._dirty.inodes == 1 or self._log.spool.used >= self._config.pressure:
+        if self._freezer.written(ino):
             self._wake.set()
 
     def truncated(self, ino: int, size: int) -> None:
-        """Clip what is in flight of this inode: those bytes are gone, whatever comes there later."""
-        for run in self._in_flight.get(ino, ()):
-            run.end = max(run.start, min(run.end, size))
+        """Clip what is in flight of this inode."""
+        self._freezer.truncated(ino, size)
         self._progress_made()
 
     def drain(self) -> None:
         """From now on freeze everything at once (unmounting)."""
-        self.draining = True
+        self._freezer.draining = True
         self._wake.set()
-
-    async def stored(self, ino: int, number: int) -> None:
-        """Wait until every byte of `ino` written by operations up to `number` is committed."""
-        while not self.is_stored(ino, number):
-            self._wanted[ino] = max(number, self._wanted.get(ino, 0))
-            self._wake.set()
-            await self._progress.wait()
 
     def want(self, ino: int, number: int) -> None:
         """Freeze this inode's data soon (something else will wait for it)."""
         if not self.is_stored(ino, number):
-            self._wanted[ino] = max(number, self._wanted.get(ino, 0))
+            self._freezer.want(ino, number)
             self._wake.set()
 
     def is_stored(self, ino: int, number: int) -> bool:
-        overlay = self._dirty.overlay(ino)
-        if overlay is not None and any(oldest <= number for _, _, oldest in overlay.ranges()):
-            return False
-        return not any(run.oldest <= number and run.end > run.start for run in self._in_flight.get(ino, ()))
+        """Whether every byte of `ino` written by operations up to `number` is committed."""
+        return self._freezer.is_stored(ino, number)
+
+    async def stored(self, ino: int, number: int) -> None:
+        """Wait until every byte of `ino` written by operations up to `number` is committed."""
+        while not self.is_stored(ino, number):
+            self._freezer.want(ino, number)
+            self._wake.set()
+            await self._progress.wait()
 
     async def all_stored(self, number: int) -> None:
         """Wait until every byte written by operations up to `number`, of any inode, is committed."""
-        while True:
-            inodes = [ino for ino in self._dirty.touched if not self.is_stored(ino, number)]
-            inodes += [ino for ino in self._in_flight if not self.is_stored(ino, number)]
-            if not inodes:
-                return
+        while inodes := self._freezer.unstored(number):
             for ino in inodes:
-                self._wanted[ino] = max(number, self._wanted.get(ino, 0))
+                self._freezer.want(ino, number)
             self._wake.set()
             await self._progress.wait()
 
@@ -223,19 +164,29 @@ class Writer:
             task_status.started()
             while True:
                 self._wake = trio.Event()
-                while (flight := self._select()) is not None:
+                while (flight := self._freezer.select()) is not None:
+                    self._prepare(flight)
                     await self._admit(flight.cost)
                     self.sealed_bytes += flight.cost
                     await nursery.start(self._fly, flight)
-                with trio.move_on_after(self._config.idle_s if self._dirty.inodes else float("inf")):
+                with trio.move_on_after(self._config.poll_s if self._dirty.inodes else float("inf")):
                     await self._wake.wait()
+
+    def _prepare(self, flight: Flight) -> None:
+        length = flight.length
+        flight.cost = length * self._config.n // self._config.k + (1 << 16) * self._config.n
+        if len(flight.runs) > 1 or not self._freezer.has_own_pack(length):
+            flight.key = self._machine.entropy.token(32)
+        if length >= self._freezer.pack_bytes // 2:
+            flight.memory = self._columns.pop() if self._columns else new_columns(self._config.k)
+        self._flights.append(flight)
 
     async def _admit(self, cost: int) -> None:
         while self.sealed_bytes and self.sealed_bytes + cost > self._config.sealed_bytes_max:
             await self._progress.wait()
 
     async def _fly(
-        self, flight: _Flight, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, flight: Flight, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         async with self._seal_turn:
             task_status.started()
@@ -294,9 +245,9 @@ class Writer:
                 self.trouble = None
                 return receipt
 
-    def _load(self, flight: _Flight) -> bytes | None:
+    def _load(self, flight: Flight) -> bytes | None:
         """In a worker thread: read the runs from the spool; the convergent key if the pack has one."""
-        total = sum(run.length for run in flight.runs)
+        total = flight.length
         if len(self._plaintext) < total:
             self._plaintext = bytearray(total)
         view = memoryview(self._plaintext)
@@ -309,7 +260,7 @@ class Writer:
         flight.places = [(0, total)]
         return convergent_key(self._config.convergence_secret, view[:total]) if flight.key is None else None
 
-    def _seal(self, flight: _Flight, key: bytes | None) -> SealedPack:
+    def _seal(self, flight: Flight, key: bytes | None) -> SealedPack:
         """In a worker thread, behind `_load`: seal what was read."""
         view = memoryview(self._plaintext)
         buffers = []
@@ -327,113 +278,6 @@ class Writer:
             memory=flight.memory,
         )
 
-    # ---- selecting (no awaits)
-
-    def _select(self) -> _Flight | None:
-        """The next flight, its ranges marked as frozen; None if nothing is due."""
-        flight = _Flight(frozen=self._log.number, runs=[], cost=0, key=None)
-        plan = LayoutPlan(self._config.k)
-        for ino, whole in self._due():
-            for start, end, oldest in self._free_ranges(ino):
-                for low, high in self._cuts(start, end, whole):
-                    own = high - low >= self._config.own_pack_bytes
-                    if own and flight.runs:
-                        continue  # goes in a pack of its own, in a later turn
-                    if plan.add(high - low) is None:
-                        return self._launch(flight)
-                    flight.runs.append(self._freeze(ino, low, high, flight.frozen, oldest))
-                    if own or len(flight.runs) >= self._config.runs_max:
-                        return self._launch(flight)
-        return self._launch(flight) if flight.runs else None
-
-    def _due(self) -> list[tuple[int, bool]]:
-        """Inodes to freeze, the most urgent first, each with whether only full packs are due."""
-        wanted = [(ino, False) for ino in self._wanted if self._dirty.overlay(ino) is not None]
-        self._wanted = {ino: self._wanted[ino] for ino, _ in wanted if self._free_ranges(ino)}
-        if wanted:
-            return wanted
-        full = []
-        for ino in list(self._full):
-            if any(self._cuts(start, end, True) for start, end, _ in self._free_ranges(ino)):
-                full.append((ino, True))
-            else:
-                del self._full[ino]
-        if full:
-            return full
-        config = self._config
-        everything = self.draining or self._log.spool.used >= config.pressure
-        touched = self._dirty.touched
-        if everything:
-            return [(ino, False) for ino in touched]
-        now = trio.current_time()
-        due = []
-        size = 0
-        for ino, last in touched.items():
-            if last > now - config.idle_s:
-                break  # in the order of their last write
-            if ino in self._in_flight:
-                continue
-            due.append((ino, False))
-            size += self._dirty.bytes_of(ino)
-        # Few small files wait for company, so that a slow copy does not make a pack of every handful.
-        if due and size < self._pack_bytes and touched[due[0][0]] > now - config.gather_s:
-            due = []
-        for ino, since in self._dirty.since.items():
-            if since > now - config.age_s_max:
-                break
-            due.append((ino, False))
-        return due
-
-    def _free_ranges(self, ino: int) -> list[tuple[int, int, int]]:
-        """Dirty ranges of an inode that no flight carries: (start, end, oldest number)."""
-        overlay = self._dirty.overlay(ino)
-        if overlay is None:
-            return []
-        free: list[tuple[int, int, int]] = list(overlay.ranges())
-        for run in self._in_flight.get(ino, ()):
-            remaining = []
-            for start, end, oldest in free:
-                if run.start >= end or run.end <= start:
-                    remaining.append((start, end, oldest))
-                    continue
-                if start < run.start:
-                    remaining.append((start, run.start, oldest))
-                if run.end < end:
-                    remaining.append((run.end, end, oldest))
-            free = remaining
-        return free
-
-    def _cuts(self, start: int, end: int, whole: bool) -> list[tuple[int, int]]:
-        """A range cut at multiples of the pack size; with `whole` only the pieces that fill one."""
-        size = self._pack_bytes
-        cuts = []
-        low = start
-        while low < end:
-            high = min(end, (low // size + 1) * size)
-            if not whole or high - low == size:
-                cuts.append((low, high))
-            low = high
-        return cuts
-
-    def _freeze(self, ino: int, start: int, end: int, frozen: int, oldest: int) -> _Run:
-        overlay = self._dirty.overlay(ino)
-        assert overlay is not None
-        run = _Run(ino, start, end, oldest, overlay.freeze(start, end, frozen))
-        for piece in run.pieces:
-            self._log.spool.pin(piece.source)
-        self._in_flight.setdefault(ino, []).append(run)
-        return run
-
-    def _launch(self, flight: _Flight) -> _Flight:
-        total = sum(run.end - run.start for run in flight.runs)
-        flight.cost = total * self._config.n // self._config.k + (1 << 16) * self._config.n
-        if len(flight.runs) > 1 or total < self._config.own_pack_bytes:
-            flight.key = self._machine.entropy.token(32)
-        if total >= self._pack_bytes // 2:
-            flight.memory = self._columns.pop() if self._columns else new_columns(self._config.k)
-        self._flights.append(flight)
-        return flight
-
     # ---- committing (no awaits)
 
     async def _commit_ready(self) -> None:
@@ -447,7 +291,7 @@ class Writer:
                 await trio.sleep(self._config.retry_s_max)
         self._progress_made()
 
-    def _commit(self, flight: _Flight) -> None:
+    def _commit(self, flight: Flight) -> None:
         assert flight.pack is not None
         extents = [
             ExtentRecord(
@@ -468,13 +312,10 @@ class Writer:
         self._flights.popleft()
         for run in flight.runs:
             self._dirty.committed(run.ino, run.start, run.end, flight.frozen)
-            runs = self._in_flight[run.ino]
-            runs.remove(run)
-            if not runs:
-                del self._in_flight[run.ino]
+        self._freezer.landed(flight)
         self.sealed_bytes -= flight.cost
         self.packs_stored += 1
-        self.bytes_stored += sum(run.length for run in flight.runs)
+        self.bytes_stored += flight.length
         self._log.reclaim()
 
     def _progress_made(self) -> None:

@@ -1,7 +1,8 @@
-"""The local half of a file system, without a grid: log, dirty data, contents and names on a simulated disk."""
+"""The local half of a file system, without a grid: log, dirty data, contents and names."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from gridfs.files.writer import Writer
 from gridfs.meta.operations import Commit
 from gridfs.meta.rows import ROOT
 from gridfs.meta.store import Metadata
+from storage.errors import StorageError
 from storage.ports import Machine
 from tests.meta.support import MaskSealer, extent_record, pack_record
 from tests.simulation.filesystem import DATABASE, FILE, HOME, SPOOL
@@ -99,6 +101,18 @@ class Laptop:
     def kill(self) -> None:
         """kill -9: what was not committed is gone, what was written is kept."""
         self.world.kill(self.node)
+        self.bury()
+
+    def crash(self) -> None:
+        """Power loss."""
+        self.world.crash(self.node)
+        self.bury()
+
+    def bury(self) -> None:
+        """Let SQLite forget the dead machine's connection, which changes nothing on its disk."""
+        if self.local is not None:
+            with contextlib.suppress(StorageError):
+                self.local.metadata.close()
 
     def close(self) -> None:
         assert self.local is not None
@@ -111,8 +125,10 @@ def on_a_laptop(work: Callable[[Laptop], Any], seed: int = 1) -> None:
 
     async def scenario(world: World) -> None:
         await trio.lowlevel.checkpoint()
-        result = work(Laptop(world))
+        laptop = Laptop(world)
+        result = work(laptop)
         if result is not None:
             await result
+        laptop.kill()
 
     run_world(seed, scenario)

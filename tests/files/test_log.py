@@ -75,7 +75,7 @@ def test_what_is_settled_survives_the_loss_of_power() -> None:
         local.metadata.set_value("state", b"kept")
         await local.log.settle()
         local.make(b"perhaps")
-        laptop.world.crash(laptop.node)
+        laptop.crash()
         again = laptop.open()
         assert again.namespace.lookup(ROOT, b"kept") is not None
         assert again.metadata.get_value("state") == b"kept"

@@ -81,7 +81,9 @@ def test_reads_are_what_an_array_of_bytes_says(seed: int) -> None:
         handles = [bench.contents.open(ino) for _ in range(3)]
         positions = [0] * len(handles)
         for _ in range(400):
-            kind = stream.choices(("next", "near", "jump", "write", "cut", "store", "wait"), (8, 2, 2, 3, 1, 2, 1))
+            kind = stream.choices(
+                ("next", "near", "jump", "write", "cut", "store", "wait"), (8, 2, 2, 3, 1, 2, 1)
+            )
             offset = stream.randrange(SIZE_MAX)
             length = stream.choice((1, 100, 4096, 30_000, 65_536, 150_000))
             which = stream.randrange(len(handles))

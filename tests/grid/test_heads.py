@@ -145,7 +145,9 @@ async def test_records_of_all_servers_are_one_list_in_order(autojump_clock: trio
     ]
     found = await head_servers(clients).records()
     assert found[0] == a
-    assert sorted(found[1:3], key=lambda each: each.payload) == sorted([b, rival], key=lambda each: each.payload)
+    assert sorted(found[1:3], key=lambda each: each.payload) == sorted(
+        [b, rival], key=lambda each: each.payload
+    )
     assert found[3] == c
     assert len(found) == 4
 

@@ -61,7 +61,9 @@ def test_no_two_records_share_a_key_stream() -> None:
     assert other[18:] != PAYLOAD[18:]
 
 
-@pytest.mark.parametrize("change", [{"quorum": 0}, {"quorum": 257}, {"last": -1}, {"head_servers": [b"short"]}])
+@pytest.mark.parametrize(
+    "change", [{"quorum": 0}, {"quorum": 257}, {"last": -1}, {"head_servers": [b"short"]}]
+)
 def test_a_body_out_of_its_limits_is_corrupt(change: dict[str, object]) -> None:
     fields = msgspec.structs.asdict(BODY) | change
     with pytest.raises(Corrupt):

@@ -1,9 +1,8 @@
 """A whole file system in a simulated world: real servers, real clients, and how they are killed.
 
-    async with open_servers(world) as servers:
-        client = Client(world, servers, "laptop")
-        client.create()
-        await client.session(work)          # opens, runs work(parts), closes; returns what work returned
+    client = Client(world, await start_servers(world))
+    client.create()
+    await client.session(work)          # opens, runs work(parts), closes; returns what work returned
 
 What a session runs belongs to the client's machine: `kill_at` and `cut_power_at` end it before one of the
 machine's disk operations, and then `session` returns None.
@@ -119,7 +118,9 @@ class Client:
         """The same with the power of its machine."""
         self._strike_at, self._strike = self.operations + operation if operation else 0, self.world.crash
 
-    async def session(self, work: Callable[[Parts], Awaitable[T]], options: MountOptions = OPTIONS) -> T | None:
+    async def session(
+        self, work: Callable[[Parts], Awaitable[T]], options: MountOptions = OPTIONS
+    ) -> T | None:
         """Boot, open, run `work(parts)`, close. Returns its result; None if the machine died meanwhile.
 
         What fails on a living machine is raised.
