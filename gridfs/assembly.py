@@ -117,8 +117,10 @@ async def open_filesystem(
             nursery.cancel_scope.cancel()
         log.commit()
     finally:
-        metadata.close()
-        spool.close()
+        try:
+            metadata.close()
+        finally:
+            spool.close()
 
 
 async def _start(
@@ -158,7 +160,7 @@ async def _start(
     contents = Contents(log, dirty, writer, prefetcher, machine.clock, ContentsConfig())
     namespace = Namespace(log, contents, machine.clock)
     files_config = FileSystemConfig(options.read_only, options.fsync, options.grid_timeout_s)
-    files = FileSystem(machine, log, dirty, writer, journal, contents, namespace, capacity, files_config)
+    files = FileSystem(log, dirty, writer, journal, contents, namespace, capacity, files_config)
     await nursery.start(downloader.run)
     if not options.read_only:
         await journal.claim(len(config.head_servers) - config.quorum + 1)

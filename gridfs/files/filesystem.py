@@ -21,7 +21,7 @@ from gridfs.files.readahead import Readahead
 from gridfs.files.writer import Writer
 from gridfs.grid.capacity import Capacity
 from storage.errors import Unavailable
-from storage.ports import Buffer, Machine
+from storage.ports import Buffer
 
 BLOCK_SIZE = 4096
 ROOM_BYTES = 1 << 20
@@ -65,7 +65,6 @@ class FileSystem:
 
     def __init__(
         self,
-        machine: Machine,
         log: OperationLog,
         dirty: DirtyData,
         writer: Writer,
@@ -75,7 +74,6 @@ class FileSystem:
         capacity: Capacity,
         config: FileSystemConfig,
     ) -> None:
-        self._machine = machine
         self._log = log
         self._dirty = dirty
         self._writer = writer
@@ -157,7 +155,7 @@ class FileSystem:
         Raises Unavailable (EIO) after `grid_timeout`; nothing is lost then, and it goes on.
         """
         if self._config.fsync == "spool":
-            await self._machine.offload.run(self._log.spool.sync)
+            await self._log.spool.sync()
             return
         number = self._log.number
         with trio.move_on_after(self._config.grid_timeout_s):

@@ -11,7 +11,7 @@ suffix of the log: replay of a commit or a truncate that follows a write still f
 Each slot's key is derived from its own salt, and a nonce is a position in that slot; a slot is only
 ever appended to by the process that began it, so no key and nonce meet twice. SPEC.md has the fields.
 
-Concurrency: everything but `read_into` is called from the loop, and nothing here awaits.
+Concurrency: everything but `read_into` is called from the loop, and nothing but `sync` awaits.
 """
 
 from __future__ import annotations
@@ -377,20 +377,28 @@ class Spool:
     def disk_bytes(self) -> int:
         return sum(slot.end for slot in self._slots)
 
-    def sync(self) -> None:
-        """Make every record appended so far durable. Called through Offload."""
-        for slot in list(self._slots):
-            last = slot.last
-            if last > slot.synced:
-                slot.file.sync()
-                slot.synced = last
-        if self._has_new_names:
-            self._has_new_names = False  # first: the loop may begin a slot meanwhile
-            try:
-                self._disk.sync_directory(self._directory)
-            except OSError:
-                self._has_new_names = True
-                raise
+    async def sync(self) -> None:
+        """Every record appended before the call is durable when this returns. Raises OSError."""
+        slots = [(slot, slot.last) for slot in self._slots if slot.last > slot.synced]
+        new_names, self._has_new_names = self._has_new_names, False
+        for slot, _ in slots:
+            slot.pins += 1  # its file stays open, whatever is reclaimed meanwhile
+        try:
+            await self._machine.offload.run(self._sync_files, [slot.file for slot, _ in slots], new_names)
+        except BaseException:
+            self._has_new_names = self._has_new_names or new_names
+            raise
+        finally:
+            for slot, _ in slots:
+                slot.pins -= 1
+        for slot, last in slots:
+            slot.synced = max(slot.synced, last)
+
+    def _sync_files(self, files: list[File], new_names: bool) -> None:
+        for file in files:
+            file.sync()
+        if new_names:
+            self._disk.sync_directory(self._directory)
 
     def close(self) -> None:
         """Close the files; what is needed stays on disk for the next `open`."""

@@ -175,6 +175,8 @@ class Connection:
         asked: int,
     ) -> tuple[int, _Pending]:
         """Take the credits, give the request its number and queue it."""
+        # Once it is queued the sender may be quicker than the cancellation.
+        await trio.lowlevel.checkpoint_if_cancelled()
         await self._requests.acquire(1, traffic)
         taken: list[tuple[Credit, int]] = [(self._requests, 1)]
         try:
