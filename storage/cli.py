@@ -19,7 +19,7 @@ from storage.version import __version__
 
 if TYPE_CHECKING:
     from storage.backends.port import SyncPolicy
-    from storage.ports import Address, Machine
+    from storage.ports import Address
     from storage.server import ServerConfig
 
 EXIT_FAILED = 1
@@ -154,9 +154,10 @@ def _run(directory: str, address: Address, config: ServerConfig) -> None:
     import trio
 
     from storage.server import RunningServer, run_server
+    from storage.system import system_machine
     from storage.wire.url import format_access
 
-    machine = _machine()
+    machine = system_machine()
 
     async def serve_until_told() -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -181,14 +182,6 @@ def _first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The failure that the line is about: of several at once, the first."""
     first = group.exceptions[0]
     return _first_failure(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-def _machine() -> Machine:
-    from storage.host import OsDisk, SystemClock, SystemEntropy, ThreadOffload
-    from storage.ports import Machine
-    from storage.transport.network import SystemNetwork
-
-    return Machine(OsDisk(), SystemNetwork(), SystemEntropy(), SystemClock(), ThreadOffload())
 
 
 def _make_absolute(address: Address) -> Address:

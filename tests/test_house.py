@@ -18,6 +18,7 @@ EDGES = (
     "storage/host",
     "storage/transport",
     "storage/cli",
+    "storage/system",
     "gridfs/cli",
     "gridfs/control",
     "gridfs/daemon",

@@ -20,10 +20,10 @@ from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.roster import Roster, parse_roster
 from gridfs.host.home import Home, folder_of, write_private
 from gridfs.host.passphrase import from_command, from_terminal
-from gridfs.host.system import system_machine
 from gridfs.meta.store import Metadata
 from storage.client import StorageClient
 from storage.ports import Machine
+from storage.system import system_machine
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.roster import parse_roster
 from gridfs.host import mounts
 from gridfs.host.home import Home, NoSuchFileSystem
-from gridfs.host.system import system_machine
 from storage.client import StorageClient
+from storage.system import system_machine
 
 
 def show_status(name: str, *, json_output: bool) -> None:

@@ -23,7 +23,7 @@ from gridfs.daemon.report import mount_report
 from gridfs.fuse.session import Session, SessionConfig, tune_allocator
 from gridfs.grid.roster import Roster
 from gridfs.host.home import Home
-from gridfs.host.system import system_machine
+from storage.system import system_machine
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""This machine: a file system's folder, what is mounted where, passphrases, and the real ports."""
+"""This machine: a file system's folder, what is mounted where, and passphrases."""

@@ -11,8 +11,8 @@ import pytest
 
 from gridfs.files.overlay import Source
 from gridfs.files.spool import SLOT_HEADER, Replayed, Spool
-from gridfs.host.system import system_machine
 from storage.errors import Corrupt, Exhausted, Refused
+from storage.system import system_machine
 
 KEY = bytes(range(32))
 LIMIT = 32 << 20

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from gridfs.files.spool import RECORD, SLOT_HEADER, Spool
-from gridfs.host.system import system_machine
 from gridfs.meta.operations import Drop, Write, decode, encode
+from storage.system import system_machine
 
 GOLDEN = Path(__file__).parent / "golden" / "spool-slot.hex"
 KEY = bytes(range(32))
