@@ -46,6 +46,8 @@ from storage.ports import Machine
 logger = logging.getLogger(__name__)
 
 STATE_VALUE = "head"
+JOURNALS_VALUE = "journals"
+"""Kept apart from the state, which is written with every record and must stay small."""
 JOURNAL_BYTES_MAX = 6 << 20
 """Encoded operations in one journal pack."""
 GATHER_BYTES = 512 << 10
@@ -65,7 +67,6 @@ class HeadState(msgspec.Struct, array_like=True):
     previous: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] = GENESIS
     shipped: int = 0
     gathered: int = 0
-    journals: list[PackRecord] = []
     emptied: int = 0
     """Number up to which the outbox was emptied."""
 
@@ -79,6 +80,12 @@ def load_head_state(metadata: Metadata) -> HeadState:
     """What the last mount saved, or a fresh state."""
     stored = metadata.get_value(STATE_VALUE)
     return HeadState(0, bytes(16)) if stored is None else msgspec.msgpack.decode(stored, type=HeadState)
+
+
+def load_journals(metadata: Metadata) -> list[PackRecord]:
+    """The journal packs that the last mount knew of, oldest first."""
+    stored = metadata.get_value(JOURNALS_VALUE)
+    return [] if stored is None else msgspec.msgpack.decode(stored, type=list[PackRecord])
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +155,9 @@ class Journal:
         """Why nothing can be shipped just now, in words."""
         self.taken_over: str | None = None
         self.state = state
+        self.journals = load_journals(log.metadata)
+        """All journal packs, oldest first."""
+        self._journals_saved = True
 
     @property
     def up_to(self) -> int:
@@ -216,7 +226,7 @@ class Journal:
         logger.warning("the grid is ahead of this machine by %d operations", len(tail.operations))
         for number, encoded in tail.operations:
             self._dirty.replay(number, self._log.adopt(number, encoded), None, 0)
-        self.state.journals = tail.journals
+        self._set_journals(tail.journals)
         self.state.gathered = tail.gathered
 
     # ---- shipping
@@ -356,7 +366,7 @@ class Journal:
                 state.gathered = limit
                 return
             last = operations[-1][0]
-            body = encode_journal(JournalBody(list(state.journals), state.gathered, last, operations))
+            body = encode_journal(JournalBody(self.journals, state.gathered, last, operations))
             key = self._machine.entropy.token(32)
             sealed = await self._machine.offload.run(
                 partial(seal_pack, config.k, config.n, [body], pack_key=key, convergence_secret=b"")
@@ -364,7 +374,7 @@ class Journal:
             receipt = await self._uploader.store(sealed, self.state.stamp)
             pack = pack_record(sealed, receipt, KIND_JOURNAL)
             self._log.record(Commit(packs=[pack], extents=[]))
-            state.journals = [*state.journals, pack]
+            self._set_journals([*self.journals, pack])
             state.gathered = last
 
     def _sign(self, after: int, last: int, operations: list[tuple[int, bytes]]) -> HeadRecord:
@@ -375,7 +385,7 @@ class Journal:
             quorum=config.quorum,
             after=after,
             last=last,
-            journal=state.journals[-1] if state.journals else None,
+            journal=self.journals[-1] if self.journals else None,
             gathered=state.gathered,
             operations=operations,
         )
@@ -395,8 +405,17 @@ class Journal:
         if self.taken_over is not None:
             raise TakenOver(self.taken_over)
 
+    def _set_journals(self, journals: list[PackRecord]) -> None:
+        self.journals = journals
+        self._journals_saved = False
+
     def _save(self) -> None:
-        self._log.metadata.set_value(STATE_VALUE, msgspec.msgpack.encode(self.state))
+        """State and journal packs, in one transaction."""
+        metadata = self._log.metadata
+        metadata.set_value(STATE_VALUE, msgspec.msgpack.encode(self.state))
+        if not self._journals_saved:
+            metadata.set_value(JOURNALS_VALUE, msgspec.msgpack.encode(self.journals))
+            self._journals_saved = True
 
     def _progress_made(self) -> None:
         self._progress.set()

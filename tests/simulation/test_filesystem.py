@@ -332,7 +332,7 @@ def test_many_operations_go_into_journal_packs_and_come_back_to_an_empty_client(
                 await shell.fsync(names[start])
             await shell.files.drain()
             assert_all_is_stored(parts)
-            return len(parts.journal.state.journals)
+            return len(parts.journal.journals)
 
         packs = await client.session(work)
         assert packs is not None
