@@ -386,12 +386,12 @@ async def _first_answer(address: Address, server_id: bytes, payload: bytes) -> b
     """What a stranger gets to see."""
     stream = await SystemNetwork().connect(address, server_id)
     try:
+        # A server that turns strangers away may have closed before anything was sent.
         await stream.send_all([payload])
         buffer = memoryview(bytearray(1000))
-        try:
-            return bytes(buffer[: await stream.receive_into([buffer])])
-        except Unavailable:
-            return b""
+        return bytes(buffer[: await stream.receive_into([buffer])])
+    except Unavailable:
+        return b""
     finally:
         stream.close()
 
