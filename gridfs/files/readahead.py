@@ -21,7 +21,7 @@ from storage.ports import Buffer
 @dataclass(frozen=True, slots=True)
 class ReadaheadConfig:
     window_bytes_min: int = 1 << 20
-    window_bytes_max: int = 4 << 20
+    window_bytes_max: int = 8 << 20
     """Enough for twice bandwidth times delay on one machine or in one building."""
     budget_bytes: int = 48 << 20
     """All windows of all handles."""
