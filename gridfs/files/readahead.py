@@ -49,6 +49,8 @@ class Prefetcher:
         self.reader = reader
         self.config = config
         self.bytes = 0
+        self._used: list[bytearray] = []
+        """Buffers of full windows that were let go: taken again once no reply refers to them."""
         self._send, self._receive = trio.open_memory_channel[tuple[int, _Window]](256)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -63,7 +65,7 @@ class Prefetcher:
         size = end - start
         if self.bytes + size > self.config.budget_bytes:
             return None
-        window = _Window(start, end, bytearray(size), traffic)
+        window = _Window(start, end, self._buffer(size), traffic)
         try:
             self._send.send_nowait((ino, window))
         except trio.WouldBlock:
@@ -79,8 +81,24 @@ class Prefetcher:
         if not window.stale:
             window.stale = True
             self.bytes -= window.end - window.start
+        if window.buffer is not None and len(window.buffer) == self.config.window_bytes_max:
+            self._used.append(window.buffer)
+            del self._used[: -self._used_max]
         window.buffer = None
         window.fetching.cancel()
+
+    @property
+    def _used_max(self) -> int:
+        return max(1, self.config.budget_bytes // self.config.window_bytes_max)
+
+    def _buffer(self, size: int) -> bytearray:
+        """Memory for a window, whatever it holds."""
+        if size == self.config.window_bytes_max:
+            for index, buffer in enumerate(self._used):
+                if _is_free(buffer):
+                    del self._used[index]
+                    return buffer
+        return bytearray(size)
 
     async def _fetch(self, ino: int, window: _Window) -> None:
         buffer = window.buffer
@@ -197,3 +215,12 @@ class Readahead:
     def _drop(self, window: _Window) -> None:
         self._windows.remove(window)
         self._prefetcher.finish(window)
+
+
+def _is_free(buffer: bytearray) -> bool:
+    """Whether no view of the buffer exists: only then it may change its size."""
+    try:
+        buffer.append(buffer.pop())  # in this order the memory stays where it is
+    except BufferError:
+        return False
+    return True

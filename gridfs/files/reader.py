@@ -89,7 +89,7 @@ class Reader:
         return self._cache.bytes
 
     async def read_into(self, ino: int, start: int, out: memoryview, traffic: Traffic) -> None:
-        """Fill `out`, which holds zeros, with the bytes of `ino` from `start` on.
+        """Fill `out` with the bytes of `ino` from `start` on; holes are zeros.
 
         Raises the errors of `gridfs.grid.errors` where too few shares answer.
         """
@@ -107,9 +107,13 @@ class Reader:
         parts: list[_Part] = []
         segments: dict[SegmentName, SegmentRead] = {}
         for low, high in gaps:
+            position = low
             for extent in self._metadata.extents(ino, low, high):
                 a, b = max(low, extent.start), min(high, extent.start + extent.length)
+                _zero(out[position - start : a - start])
                 self._plan(extent, a, out[a - start : b - start], whole, parts, segments)
+                position = b
+            _zero(out[position - start : high - start])
         if whole and not parts:
             await self._downloader.read(whole, traffic)
         elif parts:
@@ -199,3 +203,8 @@ class Reader:
         else:
             self._pack_refs.move_to_end(ref)
         return found
+
+
+def _zero(out: memoryview) -> None:
+    if len(out):
+        out[:] = bytes(len(out))

@@ -41,6 +41,8 @@ SLOT_MAGIC = b"GRIDSPL\0"
 RECORD_MAGIC = b"OPRC"
 OPERATION_MAX = 16 << 20
 DATA_MAX = 16 << 20
+SLOTS_MIN = 4
+"""Slots that a spool may have however small its bound, or the room on its disk."""
 SPARE_SLOTS_MAX = 4
 RESERVED_SLOTS = 8
 """Slots beyond the limit for records that make room (commits) and for slots begun after a restart."""
@@ -98,7 +100,7 @@ class Spool:
         self._directory = directory
         self._key = key
         self.slot_bytes = max(4 << 20, min(32 << 20, limit_bytes // 8))
-        self.slots_max = max(4, limit_bytes // self.slot_bytes)
+        self.slots_max = max(SLOTS_MIN, limit_bytes // self.slot_bytes)
         self._slots: deque[_Slot] = deque()
         self._by_index: dict[int, _Slot] = {}
         self._spare: list[tuple[int, File]] = []
@@ -246,7 +248,14 @@ class Spool:
         need = size + size // 2048 + 4096
         if self._slots and self._slots[-1].end + need <= self.slot_bytes:
             return True
-        return len(self._slots) + reserve < self.slots_max
+        if len(self._slots) + reserve >= self.slots_max:
+            return False
+        return len(self._slots) < SLOTS_MIN or bool(self._spare) or self._disk_has_room()
+
+    def _disk_has_room(self) -> bool:
+        """Whether another slot leaves the last twentieth of the disk to others."""
+        space = self._disk.space(self._directory)
+        return space.free - self.slot_bytes >= space.total // 20
 
     def _slot_for(self, total: int, number: int) -> _Slot:
         if self._slots and number == self.last + 1 and self._slots[-1].end + total <= self.slot_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 from gridfs.files.overlay import Source
 from gridfs.files.spool import SLOT_HEADER, Replayed, Spool
 from storage.errors import Corrupt, Exhausted, Refused
+from storage.host import OsDisk
+from storage.ports import Space
 from storage.system import system_machine
 
 KEY = bytes(range(32))
@@ -256,3 +259,27 @@ def test_another_key_opens_nothing(tmp_path: Path) -> None:
     other = Spool(system_machine(), str(tmp_path / "spool"), bytes(32), LIMIT)
     assert list(other.open(0)) == []
     other.close()
+
+
+def test_the_last_twentieth_of_the_disk_is_left_to_others(tmp_path: Path) -> None:
+    machine = system_machine()
+
+    class NearlyFull(OsDisk):
+        free = 10**9
+
+        def space(self, path: str) -> Space:
+            return Space(total=10**9, free=self.free)
+
+    disk = NearlyFull()
+    spool = Spool(dataclasses.replace(machine, disk=disk), str(tmp_path / "spool"), KEY, 64 << 20)
+    assert list(spool.open(0)) == []
+    number = 0
+    while spool.room(1_000_000):
+        number += 1
+        spool.append(number, b"op", bytes(1_000_000))
+        if number == 40:  # beyond the slots that every spool may have
+            disk.free = 10**9 // 20
+    assert 40 <= number < 50
+    disk.free = 10**9
+    assert spool.room(1_000_000)
+    spool.close()
