@@ -147,7 +147,7 @@ async def _start(
     capacity = Capacity(clients, CapacityConfig(config.k, config.n))
     heads = HeadServers(clients, config.head_servers, roster, log_name(keys.verifying_key))
 
-    sealed_bytes = options.memory_bytes * 5 // 12
+    sealed_bytes = options.memory_bytes * 3 // 10
     writer_config = WriterConfig(config.k, config.n, keys.convergence_secret, sealed_bytes_max=sealed_bytes)
     freezer = Freezer(log, dirty, FreezeConfig(config.k))
     writer = Writer(machine, log, dirty, uploader, freezer, lambda: head_state.stamp, writer_config)
