@@ -20,6 +20,7 @@ from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Readahead
 from gridfs.files.writer import Writer
 from gridfs.grid.capacity import Capacity
+from gridfs.meta.rows import Entry
 from storage.errors import Unavailable
 from storage.ports import Buffer
 
@@ -60,6 +61,15 @@ class OpenFile:
     readahead: Readahead
 
 
+@dataclass(slots=True, eq=False)
+class OpenDirectory:
+    """One open directory handle."""
+
+    ino: int
+    last: int | None = None
+    """Highest cookie of the listing under way: entries made later would keep it from ending."""
+
+
 class FileSystem:
     """One mounted file system, without its front end."""
 
@@ -82,7 +92,7 @@ class FileSystem:
         self._capacity = capacity
         self._config = config
         self._handles: dict[int, OpenFile] = {}
-        self._directories: dict[int, int] = {}
+        self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
         self.namespace = namespace
 
@@ -129,16 +139,29 @@ class FileSystem:
         """A new handle for a directory; it stays usable when the directory is removed."""
         handle = self._next_handle
         self._next_handle += 1
-        self._directories[handle] = ino
+        self._directories[handle] = OpenDirectory(ino)
         self.namespace.opened(ino)
         return handle
 
     def directory(self, handle: int) -> int:
         """The inode behind a directory handle."""
-        return self._directories[handle]
+        return self._directories[handle].ino
+
+    def list_directory(self, handle: int, after: int, limit: int) -> list[Entry]:
+        """Entries behind the cookie `after`. A listing ends where the directory ended when it began."""
+        directory = self._directories[handle]
+        if directory.last is None:
+            directory.last = self._log.metadata.last_cookie
+        last = directory.last
+        entries = self.namespace.entries(directory.ino, after, limit)
+        return [entry for entry in entries if entry.cookie <= last]
+
+    def rewind_directory(self, handle: int) -> None:
+        """The next listing sees what is there then."""
+        self._directories[handle].last = None
 
     def release_directory(self, handle: int) -> None:
-        self.namespace.closed(self._directories.pop(handle))
+        self.namespace.closed(self._directories.pop(handle).ino)
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """Like rename(2). A name that replaces another leaves this machine only after its data."""

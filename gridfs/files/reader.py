@@ -84,10 +84,6 @@ class Reader:
         self._fetching: dict[SegmentName, trio.Event] = {}
         self._pack_refs: OrderedDict[int, tuple[PackRef, bytes, bool]] = OrderedDict()
 
-    @property
-    def cached_bytes(self) -> int:
-        return self._cache.bytes
-
     async def read_into(self, ino: int, start: int, out: memoryview, traffic: Traffic) -> None:
         """Fill `out` with the bytes of `ino` from `start` on; holes are zeros.
 

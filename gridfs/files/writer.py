@@ -154,6 +154,7 @@ class Writer:
 
     @property
     def flights(self) -> int:
+        """Packs on their way."""
         return len(self._flights)
 
     # ---- the loop

@@ -179,6 +179,8 @@ class Handlers(pyfuse3.Operations):
     @firewall
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory = self._files.directory(fh)
+        if not start_id:
+            self._files.rewind_directory(fh)
         if start_id < DOT and not pyfuse3.readdir_reply(
             token, b".", self._attributes(self._namespace.inode(directory)), DOT
         ):
@@ -188,7 +190,7 @@ class Handlers(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, b"..", self._attributes(parent), DOT_DOT):
                 return
         after = max(start_id, DOT_DOT)
-        while entries := self._namespace.entries(directory, after, BATCH):
+        while entries := self._files.list_directory(fh, after, BATCH):
             for entry in entries:
                 attributes = self._attributes(self._namespace.inode(entry.ino))
                 if not pyfuse3.readdir_reply(token, entry.name, attributes, entry.cookie):
