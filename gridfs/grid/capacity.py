@@ -25,6 +25,8 @@ class CapacityConfig:
     k: int
     n: int
     every_s: float = 20.0
+    again_s: float = 2.0
+    """Sooner, where a server did not answer."""
     deadline_s: float = 5.0
 
 
@@ -64,4 +66,5 @@ class Capacity:
         task_status.started()
         while True:
             await self.ask()
-            await trio.sleep(self._config.every_s)
+            complete = len(self.infos) == len(self._clients)
+            await trio.sleep(self._config.every_s if complete else self._config.again_s)
