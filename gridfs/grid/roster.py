@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gridfs.grid.errors import NotEnoughServers, RosterError
+from gridfs.grid.errors import RosterError
 from storage.errors import Refused
 from storage.wire.url import Access, parse_access
 
@@ -64,11 +64,6 @@ class Roster:
         server = self.get(server_id)
         place = "unlisted server" if server is None else f"server {server.index + 1}"
         return f"{place} {server_id.hex()[:10]}"
-
-    def require_servers(self, needed: int) -> None:
-        """Raise NotEnoughServers if the roster has fewer than `needed` servers."""
-        if len(self) < needed:
-            raise NotEnoughServers("the servers file", len(self), needed)
 
 
 def parse_roster(text: str) -> Roster:
