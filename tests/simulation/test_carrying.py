@@ -206,3 +206,25 @@ def test_what_is_written_where_a_clipped_flight_began_flies_by_itself() -> None:
         await client.session(work)
 
     run_world(5, story)
+
+
+def test_a_drain_waits_for_a_pack_that_nobody_needs_any_more() -> None:
+    """The file was removed while it was on its way."""
+
+    async def story(world: World) -> None:
+        client = Client(world, await start_servers(world))
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            ino = await shell.write("file", b"x" * 5000)
+            parts.writer.want(ino, parts.log.number)
+            await flying(parts, 1)
+            shell.unlink("file")
+            with trio.fail_after(10):
+                await parts.files.drain()
+            assert set(gauges(parts).values()) == {0}, gauges(parts)
+
+        await client.session(work)
+
+    run_world(6, story)
