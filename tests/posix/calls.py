@@ -37,8 +37,7 @@ def outcome(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     try:
         result = call(*arguments, **named)
     except OSError as error:
-        assert error.errno is not None
-        return errno.errorcode[error.errno]
+        return errno.errorcode.get(error.errno or 0, str(error))
     return "ok" if result is None else result
 
 
