@@ -12,7 +12,9 @@ import pyfuse3
 
 from gridfs.files.filesystem import FileSystem
 from gridfs.files.namespace import Change
+from gridfs.fuse import setid
 from gridfs.fuse.errors import firewall
+from gridfs.fuse.setid import Occasion
 from gridfs.meta.rows import Inode
 from storage.ports import Buffer
 
@@ -32,6 +34,9 @@ class Handlers(pyfuse3.Operations):
 
     def __init__(self, files: FileSystem, attr_timeout_s: float) -> None:
         super().__init__()
+        self.calls: dict[str, int] = {}
+        self.own_init = False
+        """Whether the set-ID bits are ours to clear, and umasks ours to apply."""
         self._files = files
         self._namespace = files.namespace
         self._timeout = attr_timeout_s
@@ -79,7 +84,7 @@ class Handlers(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         self._files.require_writable()
         current = self._namespace.inode(inode)
-        mode = None
+        mode = self._without_set_id(current, fields, ctx) if self.own_init else None
         if fields.update_mode:
             mode = stat.S_IFMT(current.mode) | stat.S_IMODE(attr.st_mode)
         change = Change(
@@ -93,6 +98,21 @@ class Handlers(pyfuse3.Operations):
         )
         self._namespace.change(inode, change)
         return self._attributes(self._namespace.inode(inode))
+
+    def _without_set_id(self, inode: Inode, fields: Any, ctx: Any) -> int | None:
+        """The mode that a SETATTR without a mode leaves; None where it stays."""
+        if not setid.has_bits(inode.mode):
+            return None
+        who = setid.caller(ctx.uid, ctx.gid, ctx.pid)
+        match setid.occasion(fields):
+            case Occasion.NOTHING:
+                return None
+            case Occasion.TRUNCATE if who.can(setid.CAP_FSETID):
+                return None
+            case Occasion.CHOWN_NOBODY if who.uid != inode.uid and not who.can(setid.CAP_FOWNER):
+                raise pyfuse3.FUSEError(errno.EPERM)
+            case _:
+                return setid.cleared(inode.mode, inode.gid, who)
 
     @firewall
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -213,8 +233,15 @@ class Handlers(pyfuse3.Operations):
             self._files.require_writable()
             await self._files.require_room()
         if flags & os.O_TRUNC:
-            self._namespace.change(inode, Change(size=0))
+            self._namespace.change(inode, Change(size=0, mode=self._truncated_mode(inode, ctx)))
         return pyfuse3.FileInfo(fh=self._files.open(inode), keep_cache=True)
+
+    def _truncated_mode(self, ino: int, ctx: Any) -> int | None:
+        inode = self._namespace.inode(ino)
+        if not self.own_init or not setid.has_bits(inode.mode):
+            return None
+        who = setid.caller(ctx.uid, ctx.gid, ctx.pid)
+        return None if who.can(setid.CAP_FSETID) else setid.cleared(inode.mode, inode.gid, who)
 
     @firewall
     async def create(
