@@ -44,6 +44,8 @@ class SessionConfig:
     read_only: bool
     allow_other: bool
     attr_timeout_s: float
+    acl: bool = True
+    """POSIX access control lists; without them nobody asks for any."""
     own_init: bool = True
     """Answer FUSE_INIT here; else, and where that is refused, libfuse does."""
 
@@ -62,7 +64,7 @@ class Session:
 
     def __init__(self, files: FileSystem, config: SessionConfig) -> None:
         self._config = config
-        self._handlers = Handlers(files, config.attr_timeout_s)
+        self._handlers = Handlers(files, config.attr_timeout_s, acl=config.acl)
         self._open = False
         self._device: int | None = None
         """Where we initialised the mount: the number of its descriptor."""

@@ -19,6 +19,7 @@ from typing import Protocol
 
 CAP_FOWNER = 3
 CAP_FSETID = 4
+CAP_SYS_ADMIN = 21
 BITS = stat.S_ISUID | stat.S_ISGID
 
 _FIELD = re.compile(r"^(CapEff|Groups):\s*(.*)$", re.MULTILINE)
