@@ -54,6 +54,10 @@ class MountOptions:
     grid_timeout_s: float = 30.0
     memory_bytes: int = 96 << 20
     spool_bytes: int = 4 << 30
+    acl: bool = True
+    """POSIX access control lists."""
+    own_init: bool = True
+    """Agree with the kernel ourselves on what it asks; else libfuse does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import os
 import stat
 from dataclasses import dataclass
 
+from gridfs.files import acl
 from gridfs.files.contents import Contents
 from gridfs.files.log import OperationLog
 from gridfs.meta.operations import (
@@ -22,6 +23,7 @@ from gridfs.meta.operations import (
     Rename,
     SetAttributes,
     SetXattr,
+    Together,
     Unlink,
 )
 from gridfs.meta.rows import ROOT, Entry, Inode
@@ -92,9 +94,20 @@ class Namespace:
     # ---- names
 
     def make(
-        self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, target: bytes = b""
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int = 0,
+        target: bytes = b"",
+        umask: int = 0,
     ) -> Inode:
-        """A new inode of any type. In a set-group-ID directory it takes the directory's group."""
+        """A new inode of any type. In a set-group-ID directory it takes the directory's group.
+
+        A default ACL of the directory is inherited, and `umask` counts only where there is none.
+        """
         directory = self._directory(parent, name)
         if self._metadata.lookup(parent, name) is not None:
             raise _fail(errno.EEXIST)
@@ -107,8 +120,27 @@ class Namespace:
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
         ino = self._metadata.reserve_inode()
-        self._log.record(Make(ino, parent, name, mode, uid, gid, rdev, target, self._clock.now_ns()))
+        mode, xattrs = self._inherited(parent, mode, umask)
+        now = self._clock.now_ns()
+        made = Make(ino, parent, name, mode, uid, gid, rdev, target, now)
+        if xattrs:
+            self._log.record(Together([made, *(SetXattr(ino, *xattr, now) for xattr in xattrs)]))
+        else:
+            self._log.record(made)
         return self.inode(ino)
+
+    def _inherited(self, parent: int, mode: int, umask: int) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Mode and ACLs of what is made in a directory."""
+        if stat.S_ISLNK(mode):
+            return mode, []
+        default = self._metadata.xattr(parent, acl.DEFAULT)
+        if default is None:
+            return mode & ~umask, []
+        access, mode = acl.inherited(acl.parse(default), mode)
+        xattrs = [] if acl.is_minimal(access) else [(acl.ACCESS, acl.encode(access))]
+        if stat.S_ISDIR(mode):
+            xattrs.append((acl.DEFAULT, default))
+        return mode, xattrs
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
         inode = self.inode(ino)
@@ -218,7 +250,12 @@ class Namespace:
         operation = SetAttributes(
             ino, change.mode, change.uid, change.gid, change.atime, mtime, change.size, ctime
         )
-        self._log.record(operation)
+        access = None if change.mode is None else self._metadata.xattr(ino, acl.ACCESS)
+        if access is None or change.mode is None:
+            self._log.record(operation)
+        else:
+            value = acl.encode(acl.with_permissions(acl.parse(access), change.mode))
+            self._log.record(Together([operation, SetXattr(ino, acl.ACCESS, value, ctime)]))
         if change.size is not None:
             self._contents.truncated(ino, change.size)
 
@@ -243,6 +280,37 @@ class Namespace:
         if name not in names and sum(map(len, names)) + len(names) + len(name) + 1 > XATTR_LIST_MAX:
             raise _fail(errno.ENOSPC)
         self._log.record(SetXattr(ino, name, value, self._clock.now_ns()))
+
+    def set_acl(self, ino: int, name: bytes, value: bytes, *, keeps_set_gid: bool) -> None:
+        """Set an ACL, and the mode with an access ACL. `keeps_set_gid`: the caller may have that bit.
+
+        A minimal ACL is not kept. Raises OSError: EINVAL or EOPNOTSUPP for what is no ACL, EACCES for a
+        default ACL of anything but a directory.
+        """
+        inode = self.inode(ino)
+        entries = acl.parse(value)
+        now = self._clock.now_ns()
+        if name == acl.DEFAULT:
+            if not stat.S_ISDIR(inode.mode):
+                raise _fail(errno.EACCES)
+            self._log.record(SetXattr(ino, name, value, now))
+            return
+        mode = inode.mode & ~0o777 | acl.permissions_of(entries)
+        if not keeps_set_gid:
+            mode &= ~stat.S_ISGID
+        parts: list[SetAttributes | SetXattr | RemoveXattr] = [
+            SetAttributes(ino, mode, None, None, None, None, None, now)
+        ]
+        if not acl.is_minimal(entries):
+            parts.append(SetXattr(ino, name, value, now))
+        elif self._metadata.xattr(ino, name) is not None:
+            parts.append(RemoveXattr(ino, name, now))
+        self._log.record(parts[0] if len(parts) == 1 else Together([*parts]))
+
+    def remove_acl(self, ino: int, name: bytes) -> None:
+        """Leaves the mode as it is; to remove what is not there is no error."""
+        if self._metadata.xattr(ino, name) is not None:
+            self._log.record(RemoveXattr(ino, name, self._clock.now_ns()))
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
         self.xattr(ino, name)

@@ -10,9 +10,12 @@ from typing import Any
 
 import pyfuse3
 
+from gridfs.files import acl
 from gridfs.files.filesystem import FileSystem
 from gridfs.files.namespace import Change
+from gridfs.fuse import setid
 from gridfs.fuse.errors import firewall
+from gridfs.fuse.setid import Occasion
 from gridfs.meta.rows import Inode
 from storage.ports import Buffer
 
@@ -21,6 +24,7 @@ DOT, DOT_DOT = 1, 2
 BATCH = 512
 """Directory entries fetched at a time."""
 BLOCK_SIZE = 65536
+XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 WANTS_WRITE = os.O_WRONLY | os.O_RDWR
 
 
@@ -30,8 +34,12 @@ class Handlers(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = True
 
-    def __init__(self, files: FileSystem, attr_timeout_s: float) -> None:
+    def __init__(self, files: FileSystem, attr_timeout_s: float, *, acl: bool = True) -> None:
         super().__init__()
+        self.enable_acl = acl
+        self.calls: dict[str, int] = {}
+        self.own_init = False
+        """Whether the set-ID bits are ours to clear, and umasks ours to apply."""
         self._files = files
         self._namespace = files.namespace
         self._timeout = attr_timeout_s
@@ -79,7 +87,7 @@ class Handlers(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         self._files.require_writable()
         current = self._namespace.inode(inode)
-        mode = None
+        mode = self._without_set_id(current, fields, ctx) if self.own_init else None
         if fields.update_mode:
             mode = stat.S_IFMT(current.mode) | stat.S_IMODE(attr.st_mode)
         change = Change(
@@ -93,6 +101,21 @@ class Handlers(pyfuse3.Operations):
         )
         self._namespace.change(inode, change)
         return self._attributes(self._namespace.inode(inode))
+
+    def _without_set_id(self, inode: Inode, fields: Any, ctx: Any) -> int | None:
+        """The mode that a SETATTR without a mode leaves; None where it stays."""
+        if not setid.has_bits(inode.mode):
+            return None
+        who = setid.caller(ctx.uid, ctx.gid, ctx.pid)
+        match setid.occasion(fields):
+            case Occasion.NOTHING:
+                return None
+            case Occasion.TRUNCATE if who.can(setid.CAP_FSETID):
+                return None
+            case Occasion.CHOWN_NOBODY if who.uid != inode.uid and not who.can(setid.CAP_FOWNER):
+                raise pyfuse3.FUSEError(errno.EPERM)
+            case _:
+                return setid.cleared(inode.mode, inode.gid, who)
 
     @firewall
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -121,17 +144,17 @@ class Handlers(pyfuse3.Operations):
     ) -> Inode:
         self._files.require_writable()
         await self._files.require_room()
-        return self._namespace.make(parent, name, mode, ctx.uid, ctx.gid, rdev, target)
+        return self._namespace.make(parent, name, mode, ctx.uid, ctx.gid, rdev, target, ctx.umask)
 
     @firewall
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any
     ) -> pyfuse3.EntryAttributes:
-        return self._attributes(await self._make(parent_inode, name, mode & ~ctx.umask, ctx, rdev))
+        return self._attributes(await self._make(parent_inode, name, mode, ctx, rdev))
 
     @firewall
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        mode = stat.S_IFDIR | stat.S_IMODE(mode & ~ctx.umask)
+        mode = stat.S_IFDIR | stat.S_IMODE(mode)
         return self._attributes(await self._make(parent_inode, name, mode, ctx))
 
     @firewall
@@ -213,14 +236,21 @@ class Handlers(pyfuse3.Operations):
             self._files.require_writable()
             await self._files.require_room()
         if flags & os.O_TRUNC:
-            self._namespace.change(inode, Change(size=0))
+            self._namespace.change(inode, Change(size=0, mode=self._truncated_mode(inode, ctx)))
         return pyfuse3.FileInfo(fh=self._files.open(inode), keep_cache=True)
+
+    def _truncated_mode(self, ino: int, ctx: Any) -> int | None:
+        inode = self._namespace.inode(ino)
+        if not self.own_init or not setid.has_bits(inode.mode):
+            return None
+        who = setid.caller(ctx.uid, ctx.gid, ctx.pid)
+        return None if who.can(setid.CAP_FSETID) else setid.cleared(inode.mode, inode.gid, who)
 
     @firewall
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        mode = stat.S_IFREG | stat.S_IMODE(mode & ~ctx.umask)
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
         inode = await self._make(parent_inode, name, mode, ctx)
         info = pyfuse3.FileInfo(fh=self._files.open(inode.ino), keep_cache=True)
         return info, self._attributes(inode)
@@ -249,20 +279,38 @@ class Handlers(pyfuse3.Operations):
 
     @firewall
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
+        self._require_namespace(name)
         return self._namespace.xattr(inode, name)
 
     @firewall
-    async def listxattr(self, inode: int, ctx: object) -> Sequence[bytes]:
-        return self._namespace.xattrs(inode)
+    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
+        names = self._namespace.xattrs(inode)
+        if not any(name.startswith(b"trusted.") for name in names):
+            return names
+        # Linux shows these to administrators only.
+        sees_all = setid.caller(ctx.uid, ctx.gid, ctx.pid).can(setid.CAP_SYS_ADMIN)
+        return [name for name in names if sees_all or not name.startswith(b"trusted.")]
 
     @firewall
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
         self._files.require_writable()
-        if name.startswith(b"system."):
-            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        self._namespace.set_xattr(inode, name, value)
+        self._require_namespace(name)
+        if name not in acl.NAMES:
+            self._namespace.set_xattr(inode, name, value)
+            return
+        found = self._namespace.inode(inode)
+        who = setid.caller(ctx.uid, ctx.gid, ctx.pid)
+        self._namespace.set_acl(inode, name, value, keeps_set_gid=setid.in_group(found.gid, who))
 
     @firewall
     async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
         self._files.require_writable()
-        self._namespace.remove_xattr(inode, name)
+        self._require_namespace(name)
+        if name in acl.NAMES:
+            self._namespace.remove_acl(inode, name)
+        else:
+            self._namespace.remove_xattr(inode, name)
+
+    def _require_namespace(self, name: bytes) -> None:
+        if not name.startswith(XATTR_NAMESPACES) and not (self.enable_acl and name in acl.NAMES):
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)

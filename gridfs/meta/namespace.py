@@ -22,6 +22,7 @@ from gridfs.meta.operations import (
     Rename,
     SetAttributes,
     SetXattr,
+    Together,
     Unlink,
     Write,
 )
@@ -60,6 +61,7 @@ class Namespace:
             Write: self._write,
             SetXattr: self._set_xattr,
             RemoveXattr: self._remove_xattr,
+            Together: self._together,
         }
 
     # Applying
@@ -241,6 +243,10 @@ class Namespace:
             "DELETE FROM xattr WHERE ino = ? AND name = ?", (operation.ino, operation.name)
         )
         self._count_links(operation.ino, 0, operation.time)
+
+    def _together(self, operation: Together, number: int) -> None:
+        for part in operation.parts:
+            self.apply(part, number)
 
     # Changes of one row
 
