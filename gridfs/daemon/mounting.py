@@ -82,6 +82,7 @@ async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> Non
                 read_only=request.options.read_only,
                 allow_other=request.options.allow_other,
                 attr_timeout_s=request.options.attr_timeout_s,
+                atime=request.options.atime,
                 acl=request.options.acl,
                 own_init=request.options.own_init,
             ),

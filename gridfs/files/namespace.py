@@ -13,8 +13,9 @@ import stat
 from dataclasses import dataclass
 
 from gridfs.files import acl
-from gridfs.files.contents import Contents
+from gridfs.files.contents import FILE_SIZE_MAX, Contents
 from gridfs.files.log import OperationLog
+from gridfs.files.stamps import Stamps
 from gridfs.meta.operations import (
     Drop,
     Link,
@@ -27,13 +28,13 @@ from gridfs.meta.operations import (
     Unlink,
 )
 from gridfs.meta.rows import ROOT, Entry, Inode
-from storage.ports import WallClock
 
 NAME_MAX = 255
 TARGET_MAX = 4095
 LINK_MAX = 65000
 XATTR_VALUE_MAX = 65536
 XATTR_LIST_MAX = 65536
+DAY_NS = 86_400 * 10**9
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
@@ -58,7 +59,7 @@ class Change:
 class Namespace:
     """The tree of one mount."""
 
-    def __init__(self, log: OperationLog, contents: Contents, clock: WallClock) -> None:
+    def __init__(self, log: OperationLog, contents: Contents, clock: Stamps) -> None:
         self._log = log
         self._contents = contents
         self._metadata = log.metadata
@@ -243,7 +244,11 @@ class Namespace:
     # ---- attributes
 
     def change(self, ino: int, change: Change) -> None:
-        """Set attributes; a size cuts the file or extends it by a hole."""
+        """Set attributes; a size cuts the file or extends it by a hole. Raises EFBIG past the largest."""
+        if change.size is not None and change.size > FILE_SIZE_MAX:
+            raise _fail(errno.EFBIG)
+        if change.ctime is not None:
+            self._clock.seen(change.ctime)
         now = self._clock.now_ns()
         mtime = now if change.size is not None and change.mtime is None else change.mtime
         ctime = now if change.ctime is None else change.ctime
@@ -258,6 +263,19 @@ class Namespace:
             self._log.record(Together([operation, SetXattr(ino, acl.ACCESS, value, ctime)]))
         if change.size is not None:
             self._contents.truncated(ino, change.size)
+
+    def accessed(self, ino: int) -> bool:
+        """The inode was read: its atime moves by the rule of relatime; whether it did.
+
+        It moves where it is not behind mtime and ctime, or is a day old, so that it tells what was read
+        since it was written and costs next to nothing.
+        """
+        inode = self.inode(ino)
+        now = self._clock.now_ns()
+        if inode.atime > inode.mtime and inode.atime > inode.ctime and now - inode.atime < DAY_NS:
+            return False
+        self._log.record(SetAttributes(ino, None, None, None, now, None, None, inode.ctime))
+        return True
 
     # ---- extended attributes
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyfuse3
@@ -15,6 +17,7 @@ from gridfs.files.filesystem import FileSystem
 from gridfs.files.namespace import Change
 from gridfs.fuse import setid
 from gridfs.fuse.errors import firewall
+from gridfs.fuse.nameless import Nameless
 from gridfs.fuse.setid import Occasion
 from gridfs.meta.rows import Inode
 from storage.ports import Buffer
@@ -34,7 +37,9 @@ class Handlers(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = True
 
-    def __init__(self, files: FileSystem, attr_timeout_s: float, *, acl: bool = True) -> None:
+    def __init__(
+        self, files: FileSystem, attr_timeout_s: float, *, acl: bool = True, atime: bool = True
+    ) -> None:
         super().__init__()
         self.enable_acl = acl
         self.calls: dict[str, int] = {}
@@ -42,6 +47,8 @@ class Handlers(pyfuse3.Operations):
         """Whether the set-ID bits are ours to clear, and umasks ours to apply."""
         self._files = files
         self._namespace = files.namespace
+        self._nameless = Nameless(files.namespace)
+        self._keeps_atime = atime
         self._timeout = attr_timeout_s
 
     # ---- attributes
@@ -99,6 +106,9 @@ class Handlers(pyfuse3.Operations):
             ctime=attr.st_ctime_ns if fields.update_ctime else None,
             size=attr.st_size if fields.update_size else None,
         )
+        if fields.update_size and not fields.update_mtime:
+            # The kernel keeps the times of what it caches, and leaves them where the size stays as it is.
+            change = replace(change, mtime=current.mtime, ctime=change.ctime or current.ctime)
         self._namespace.change(inode, change)
         return self._attributes(self._namespace.inode(inode))
 
@@ -120,10 +130,16 @@ class Handlers(pyfuse3.Operations):
     @firewall
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Inode numbers are never used twice, so nothing is kept per lookup."""
+        self._nameless.forgotten(ino for ino, _ in inode_list)
 
     @firewall
     async def readlink(self, inode: int, ctx: object) -> bytes:
+        self._accessed(inode)
         return self._namespace.inode(inode).target
+
+    def _accessed(self, ino: int) -> bool:
+        """Something was read of an inode; whether that moved its access time."""
+        return self._keeps_atime and self._files.writable and self._namespace.accessed(ino)
 
     @firewall
     async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
@@ -174,12 +190,14 @@ class Handlers(pyfuse3.Operations):
     @firewall
     async def unlink(self, parent_inode: int, name: bytes, ctx: object) -> None:
         self._files.require_writable()
-        self._namespace.unlink(parent_inode, name)
+        with self._nameless.kept(parent_inode, name):
+            self._namespace.unlink(parent_inode, name)
 
     @firewall
     async def rmdir(self, parent_inode: int, name: bytes, ctx: object) -> None:
         self._files.require_writable()
-        self._namespace.rmdir(parent_inode, name)
+        with self._nameless.kept(parent_inode, name):
+            self._namespace.rmdir(parent_inode, name)
 
     @firewall
     async def rename(
@@ -191,7 +209,8 @@ class Handlers(pyfuse3.Operations):
         flags: int,
         ctx: object,
     ) -> None:
-        self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        with self._nameless.kept(parent_inode_new, name_new):
+            self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     # ---- directories
 
@@ -204,6 +223,7 @@ class Handlers(pyfuse3.Operations):
         directory = self._files.directory(fh)
         if not start_id:
             self._files.rewind_directory(fh)
+            self._accessed(directory)
         if start_id < DOT and not pyfuse3.readdir_reply(
             token, b".", self._attributes(self._namespace.inode(directory)), DOT
         ):
@@ -237,6 +257,11 @@ class Handlers(pyfuse3.Operations):
             await self._files.require_room()
         if flags & os.O_TRUNC:
             self._namespace.change(inode, Change(size=0, mode=self._truncated_mode(inode, ctx)))
+        if not flags & (WANTS_WRITE | os.O_NOATIME) and self._accessed(inode):
+            # Reads from the page cache do not come here, so an open to read counts as one; but the kernel
+            # does not expect that.
+            with contextlib.suppress(OSError):
+                pyfuse3.invalidate_inode(inode, attr_only=True)
         return pyfuse3.FileInfo(fh=self._files.open(inode), keep_cache=True)
 
     def _truncated_mode(self, ino: int, ctx: Any) -> int | None:
@@ -261,7 +286,9 @@ class Handlers(pyfuse3.Operations):
 
     @firewall
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._files.write(fh, off, buf)
+        # With its write-back cache the kernel stamps each write when it is made, and sends that stamp; this
+        # may come any time later, and not at all where the stamp is the one that we gave.
+        return await self._files.write(fh, off, buf, stamped=True)
 
     @firewall
     async def flush(self, fh: int) -> None:
@@ -312,5 +339,7 @@ class Handlers(pyfuse3.Operations):
             self._namespace.remove_xattr(inode, name)
 
     def _require_namespace(self, name: bytes) -> None:
+        if name in XATTR_NAMESPACES:
+            raise pyfuse3.FUSEError(errno.EINVAL)
         if not name.startswith(XATTR_NAMESPACES) and not (self.enable_acl and name in acl.NAMES):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)

@@ -44,6 +44,8 @@ class SessionConfig:
     read_only: bool
     allow_other: bool
     attr_timeout_s: float
+    atime: bool = True
+    """Reads move access times."""
     acl: bool = True
     """POSIX access control lists; without them nobody asks for any."""
     own_init: bool = True
@@ -64,7 +66,7 @@ class Session:
 
     def __init__(self, files: FileSystem, config: SessionConfig) -> None:
         self._config = config
-        self._handlers = Handlers(files, config.attr_timeout_s, acl=config.acl)
+        self._handlers = Handlers(files, config.attr_timeout_s, acl=config.acl, atime=config.atime)
         self._open = False
         self._device: int | None = None
         """Where we initialised the mount: the number of its descriptor."""

@@ -223,8 +223,9 @@ class Namespace:
         end = operation.offset + operation.length
         size = max(inode.size, end) if operation.length else inode.size
         self._database.execute(
-            "UPDATE inode SET size = ?, mtime = ?, ctime = ? WHERE ino = ?",
-            (size, operation.time, operation.time, operation.ino),
+            "UPDATE inode SET size = ?1, mtime = coalesce(?2, mtime), ctime = coalesce(?2, ctime)"
+            " WHERE ino = ?3",
+            (size, operation.time, operation.ino),
         )
         self._state.bytes += size - inode.size
 

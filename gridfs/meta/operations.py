@@ -106,7 +106,8 @@ class Write(msgspec.Struct, frozen=True, array_like=True, tag=7, forbid_unknown_
     ino: Inode
     offset: Count
     length: Count
-    time: Time
+    time: Time | None
+    """None leaves the times: who wrote sets them by itself, before or after."""
 
 
 class SetXattr(msgspec.Struct, frozen=True, array_like=True, tag=8, forbid_unknown_fields=True, gc=False):

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import apsw
 import msgspec
 
+from gridfs.meta.operations import MAX_INTEGER
 from gridfs.meta.rows import FIRST_COOKIE, Totals
 from storage.errors import Corrupt, Exhausted, Missing, Refused, StorageError, Unavailable
 
@@ -216,7 +217,9 @@ def load(database: apsw.Connection, state: State) -> None:
 
 
 def save(database: apsw.Connection, state: State) -> None:
-    database.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+    # A handful of the largest sparse files together have more bytes than an integer of MessagePack takes.
+    stored = msgspec.structs.replace(state, bytes=min(state.bytes, MAX_INTEGER))
+    database.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(stored),))
 
 
 def get_value(database: apsw.Connection, name: str) -> bytes | None:

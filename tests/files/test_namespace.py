@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from gridfs.files.contents import FILE_SIZE_MAX
 from gridfs.files.namespace import (
+    DAY_NS,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     TARGET_MAX,
@@ -168,5 +170,44 @@ def test_dots_and_times() -> None:
         assert (changed.atime, changed.mtime, changed.ctime) == (1, 2, 3)
         names.change(tree["file"], Change(size=10))
         assert names.inode(tree["file"]).mtime == names.inode(tree["file"]).ctime > 3
+
+    on_a_laptop(work)
+
+
+@pytest.mark.parametrize(
+    ("atime", "mtime", "ctime", "moves"),
+    [
+        (-5, -5, -9, True),
+        (-5, -9, -5, True),
+        (-5, -9, -4, True),
+        (-5, -9, -9, False),
+        (5, -9, -9, False),
+        (-DAY_NS, -DAY_NS - 5, -DAY_NS - 5, True),
+        (1 - DAY_NS, -DAY_NS - 5, -DAY_NS - 5, False),
+    ],
+)
+def test_relatime(atime: int, mtime: int, ctime: int, moves: bool) -> None:
+    """An access time moves where mtime or ctime is not behind it, and when it is a day old."""
+
+    def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        ino, names, now = local.make(b"file"), local.namespace, local.machine.clock.now_ns()
+        names.change(ino, Change(atime=now + atime, mtime=now + mtime, ctime=now + ctime))
+        assert names.accessed(ino) == moves
+        seen = names.inode(ino)
+        assert (seen.mtime, seen.ctime) == (now + mtime, now + ctime)
+        assert seen.atime == (now if moves else now + atime)
+
+    on_a_laptop(work)
+
+
+def test_a_file_has_a_largest_size() -> None:
+    def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        ino = local.make(b"file")
+        local.namespace.change(ino, Change(size=FILE_SIZE_MAX))
+        with pytest.raises(OSError, match="File too large"):
+            local.namespace.change(ino, Change(size=FILE_SIZE_MAX + 1))
+        assert local.namespace.inode(ino).size == FILE_SIZE_MAX
 
     on_a_laptop(work)

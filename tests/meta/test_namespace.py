@@ -262,6 +262,26 @@ def test_write_extends_and_an_empty_write_does_not(driver: Driver) -> None:
     assert driver.store.totals().bytes == 150
 
 
+def test_a_write_without_a_time_leaves_the_times(driver: Driver) -> None:
+    ino = driver.make(b"file")
+    driver.do(SetAttributes(ino, None, None, None, None, 77, None, 88))
+    driver.do(Write(ino, 0, 10, None))
+    assert (inode(driver, ino).size, inode(driver, ino).mtime, inode(driver, ino).ctime) == (10, 77, 88)
+
+
+def test_more_bytes_in_sparse_files_than_an_integer_holds(driver: Driver) -> None:
+    for number in range(6):
+        ino = driver.make(b"sparse%d" % number)
+        driver.do(SetAttributes(ino, None, None, None, None, None, 1 << 62, 300))
+    assert driver.store.totals().bytes == 6 << 62
+    driver.store.commit()
+    driver.reopen()
+    assert inode(driver, ino).size == 1 << 62
+    driver.do(SetAttributes(ino, None, None, None, None, None, 0, 301))
+    driver.store.commit()
+    assert driver.store.totals().bytes < 6 << 62
+
+
 def test_extended_attributes(driver: Driver) -> None:
     ino = driver.make(b"file")
     driver.do(SetXattr(ino, b"user.b", b"1", 300))

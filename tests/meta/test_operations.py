@@ -31,6 +31,7 @@ GOLDEN: list[tuple[Operation, str]] = [
     (Rename(1, b"a", 1, b"b", 2, 0, False, 5), "990501c4016101c401620200c205"),
     (SetAttributes(2, None, None, None, None, None, 0, 7), "990602c0c0c0c0c00007"),
     (Write(2, 4096, 512, 5), "950702cd1000cd020005"),
+    (Write(2, 4096, 512, None), "950702cd1000cd0200c0"),
     (SetXattr(2, b"user.x", b"v", 5), "950802c406757365722e78c4017605"),
     (RemoveXattr(2, b"user.x", 5), "940902c406757365722e7805"),
     (

@@ -34,8 +34,8 @@ def settle(name: str = "file") -> None:
 
 
 @case
-@pytest.mark.parametrize("second", EDGES)
-@pytest.mark.parametrize("first", EDGES)
+@pytest.mark.parametrize("second", EDGES[2:])
+@pytest.mark.parametrize("first", EDGES[:-2])
 def test_cut_then_extended(first: int, second: int) -> Answer:
     """What was cut off never comes back."""
     put("file", pattern(2 * SEGMENT))
@@ -143,7 +143,11 @@ def test_a_large_empty_file(size: str) -> Answer:
     put("file", b"begin")
     os.truncate("file", OFFSETS[size])
     with handle("file", os.O_RDWR) as file:
-        said = [os.fstat(file).st_size, os.pread(file, 10, OFFSETS[size] - 4), os.fstat(file).st_blocks < 1000]
+        said = [
+            os.fstat(file).st_size,
+            os.pread(file, 10, OFFSETS[size] - 4),
+            os.fstat(file).st_blocks < 1000,
+        ]
         os.ftruncate(file, 3)
         said += [os.pread(file, 10, 0), os.fstat(file).st_size]
     return said
@@ -359,7 +363,7 @@ def test_preadv2_without_waiting() -> Answer:
     with handle("file", os.O_RDONLY) as file:
         os.pread(file, 10_000, 0)
         said = outcome(os.preadv, file, [buffer], 0, os.RWF_NOWAIT)
-    return said in (5000, "EAGAIN", "EOPNOTSUPP")
+    return said in (5000, "EAGAIN", "ENOTSUP")
 
 
 @case
@@ -444,7 +448,10 @@ def test_odd_copy_file_range(copy: str) -> Answer:
 @case
 def test_append_handles_take_no_copy_file_range() -> Answer:
     put("file", pattern(1000))
-    with handle("file", os.O_RDONLY) as source, handle("copy", os.O_WRONLY | os.O_CREAT | os.O_APPEND) as copy:
+    with (
+        handle("file", os.O_RDONLY) as source,
+        handle("copy", os.O_WRONLY | os.O_CREAT | os.O_APPEND) as copy,
+    ):
         return outcome(os.copy_file_range, source, copy, 10)
 
 

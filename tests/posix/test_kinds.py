@@ -29,7 +29,7 @@ from tests.posix.stage import case
 O_PATH = os.O_PATH
 CALLS: dict[str, Callable[[], Any]] = {
     "chmod": lambda: os.chmod("it", 0o640),
-    "chmod-special": lambda: os.chmod("it", 0o7777),  # noqa: S103
+    "chmod-special": lambda: os.chmod("it", 0o7777),
     "chown": lambda: os.chown("it", os.getuid(), os.getgid()),
     "lchown": lambda: os.lchown("it", os.getuid(), os.getgid()),
     "link": lambda: os.link("it", "new", follow_symlinks=False),
@@ -176,7 +176,9 @@ def test_umask(maker: str, mask: int) -> Answer:
 
 
 @case
-@pytest.mark.parametrize("mode", [0o000, 0o111, 0o444, 0o644, 0o1777, 0o2755, 0o4755, 0o6711, 0o7000, 0o7777], ids=oct)
+@pytest.mark.parametrize(
+    "mode", [0o000, 0o111, 0o444, 0o644, 0o1777, 0o2755, 0o4755, 0o6711, 0o7000, 0o7777], ids=oct
+)
 @pytest.mark.parametrize("kind", ["file", "empty", "fifo"])
 def test_chmod_keeps_exactly_the_bits(kind: str, mode: int) -> Answer:
     KINDS[kind]("it")

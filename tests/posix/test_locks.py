@@ -129,7 +129,11 @@ def test_locks_go_with_their_process() -> Answer:
 
     held = in_child(holder)
     with handle("file", os.O_RDWR) as file:
-        return held, outcome(fcntl.lockf, file, fcntl.LOCK_EX | NOW), outcome(fcntl.flock, file, fcntl.LOCK_EX | NOW)
+        return (
+            held,
+            outcome(fcntl.lockf, file, fcntl.LOCK_EX | NOW),
+            outcome(fcntl.flock, file, fcntl.LOCK_EX | NOW),
+        )
 
 
 @case

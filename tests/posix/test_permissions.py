@@ -39,7 +39,7 @@ def given_to(user: User, *paths: str) -> None:
 
 
 def open_to_all(path: str = ".") -> None:
-    os.chmod(path, 0o777)  # noqa: S103
+    os.chmod(path, 0o777)
 
 
 # ---- mode bits --------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_a_handle_keeps_the_rights_it_was_opened_with() -> Answer:
     with acting_as(ALICE), handle("file", os.O_RDWR) as file:
         with acting_as_root():
             os.chmod("file", 0)
-        said = each(
+        return each(
             {
                 "write": lambda: os.write(file, b"still"),
                 "read": lambda: os.pread(file, 5, 0),
@@ -135,7 +135,6 @@ def test_a_handle_keeps_the_rights_it_was_opened_with() -> Answer:
                 "again": lambda: opened("file", os.O_RDONLY),
             }
         )
-    return said
 
 
 class acting_as_root:  # noqa: N801 - reads like acting_as

@@ -33,9 +33,16 @@ USES: dict[str, Callable[[int], Any]] = {
     "chown": lambda file: (os.fchown(file, os.getuid(), os.getgid()), about(file)),
     "utimens": lambda file: (os.utime(file, ns=(5, 6)), os.fstat(file).st_mtime_ns),
     "sync": os.fsync,
-    "xattr": lambda file: (os.setxattr(file, "user.a", b"b"), os.getxattr(file, "user.a"), os.listxattr(file)),
+    "xattr": lambda file: (
+        os.setxattr(file, "user.a", b"b"),
+        os.getxattr(file, "user.a"),
+        os.listxattr(file),
+    ),
     "reopen": lambda file: opened(f"/proc/self/fd/{file}", os.O_RDWR),
-    "reopen-truncating": lambda file: (opened(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_TRUNC), about(file)),
+    "reopen-truncating": lambda file: (
+        opened(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_TRUNC),
+        about(file),
+    ),
     "link-by-proc": lambda file: linkat(AT_FDCWD, f"/proc/self/fd/{file}", "again", AT_SYMLINK_FOLLOW),
     "link-by-handle": lambda file: linkat(file, "", "again", AT_EMPTY_PATH),
     "allocate": lambda file: (os.posix_fallocate(file, 0, 1000), os.fstat(file).st_size),

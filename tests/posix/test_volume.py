@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,10 @@ def test_statvfs_is_the_same_from_everywhere() -> Answer:
     put("file")
     os.mkfifo("fifo")
     with handle("file", os.O_RDONLY) as file:
-        numbers = [(seen.f_blocks, seen.f_frsize, seen.f_files) for seen in map(os.statvfs, (".", "file", "fifo", file))]
+        numbers = [
+            (seen.f_blocks, seen.f_frsize, seen.f_files)
+            for seen in map(os.statvfs, (".", "file", "fifo", file))
+        ]
     return len({*numbers})
 
 
@@ -50,7 +53,7 @@ def test_inodes_are_counted() -> Answer:
         os.unlink(f"file{number}")
     end = os.statvfs(".")
     used = [seen.f_files - seen.f_ffree for seen in (before, after, end)]
-    return used[1] - used[0], used[2] - used[0]
+    return used[1] - used[0], used[2] < used[1]
 
 
 def test_df_counts_user_data(stage: Stage) -> None:
@@ -92,7 +95,7 @@ def test_sync_calls_succeed(call: str) -> Answer:
         if call == "sync_file_range":
             return libc.sync_file_range(file, ctypes.c_int64(0), ctypes.c_int64(0), 7)
         if call == "syncfs":
-            return libc.syncfs(file)
+            return libc.syncfs(file), os.strerror(ctypes.get_errno())
         return outcome(getattr(os, call), file)
 
 
@@ -102,7 +105,11 @@ def test_inode_numbers_tell_files_apart() -> Answer:
         put(f"file{number}", b"")
     os.link("file0", "hard")
     numbers = {name: os.stat(name).st_ino for name in os.listdir()}
-    return len({*numbers.values()}), numbers["hard"] == numbers["file0"], len({os.stat(name).st_dev for name in numbers})
+    return (
+        len({*numbers.values()}),
+        numbers["hard"] == numbers["file0"],
+        len({os.stat(name).st_dev for name in numbers}),
+    )
 
 
 @case
@@ -113,18 +120,21 @@ def test_pathconf() -> Answer:
     ]
 
 
+FIELDS = ("mode", "ino", "nlink", "uid", "gid", "size", "rdev", "mtime_ns", "ctime_ns", "atime_ns")
+
+
 def described(top: Path) -> dict[bytes, Any]:
-    """All attributes of everything, times too."""
+    """All attributes of everything, times too, but what looking moves: atimes of directories, links."""
     result: dict[bytes, Any] = {}
     for directory, directories, files in os.walk(os.fsencode(top)):
         for name in directories + files:
             path = os.path.join(directory, name)
             seen = os.lstat(path)
-            result[os.path.relpath(path, os.fsencode(top))] = (
-                oct(seen.st_mode), seen.st_ino, seen.st_nlink, seen.st_uid, seen.st_gid, seen.st_size,
-                seen.st_rdev, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_atime_ns,
-                os.listxattr(path, follow_symlinks=False),
-            )  # fmt: skip
+            fields = {name: getattr(seen, f"st_{name}") for name in FIELDS}
+            if not stat.S_ISREG(seen.st_mode):
+                del fields["atime_ns"]
+            fields["xattrs"] = os.listxattr(path, follow_symlinks=False)
+            result[os.path.relpath(path, os.fsencode(top))] = fields
     return result
 
 
@@ -136,10 +146,16 @@ def test_everything_is_the_same_after_a_remount(
     before = described(stage.mount)
     file_system_of_cases.remount()
     after = described(stage.mount)
-    assert {name: (before.get(name), after.get(name)) for name in {*before, *after} if before.get(name) != after.get(name)} == {}
+    assert before.keys() == after.keys()
+    changed = {
+        name: [(field, was, after[name][field]) for field, was in seen.items() if was != after[name][field]]
+        for name, seen in before.items()
+        if seen != after[name]
+    }
+    assert changed == {}
 
 
 def test_the_table_names_cases() -> None:
     source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     for name in DIFFERENT:
-        assert f"def {re.split(r'[[]', name)[0]}(" in source
+        assert f"def {name.partition('[')[0]}(" in source

@@ -19,7 +19,7 @@ from tests.posix.calls import (
     outcome,
     put,
 )
-from tests.posix.stage import case
+from tests.posix.stage import Stage, case
 
 NAMESPACES = ("user", "trusted", "security") if os.geteuid() == 0 else ("user",)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,7 +57,7 @@ def test_namespace_on(namespace: str, kind: str) -> Answer:
 
 @case
 @pytest.mark.parametrize("present", [True, False])
-@pytest.mark.parametrize("flags", [0, os.XATTR_CREATE, os.XATTR_REPLACE, 3, 4])
+@pytest.mark.parametrize("flags", [0, os.XATTR_CREATE, os.XATTR_REPLACE, 4])
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_flags(namespace: str, flags: int, present: bool) -> Answer:
     put("it")
@@ -156,16 +156,15 @@ def test_many_names() -> Answer:
     return sorted(os.listxattr("it")), os.getxattr("it", "user.name38")
 
 
-@case(reference="tmpfs")
-def test_the_list_has_an_end() -> Answer:
-    """More names than one listxattr carries are refused, so that they can always be listed."""
-    put("it")
-    said = ""
-    for number in range(400):
-        said = outcome(os.setxattr, "it", f"user.{number:03}" + "n" * 240, b"")
-        if said != "ok":
-            break
-    return said in ("ENOSPC", "E2BIG"), outcome(sized_list, "it", 0) != 0
+def test_more_names_than_a_list_carries_are_refused(stage: Stage) -> None:
+    """So that all can always be listed. tmpfs takes them and lists none; ext4 has no room for so many."""
+    path = stage.mount / "names"
+    path.touch()
+    names = [f"user.{number:03}{'n' * 240}" for number in range(300)]
+    said = [outcome(os.setxattr, path, name, b"") for name in names]
+    count = said.index("ENOSPC")
+    assert said == ["ok"] * count + ["ENOSPC"] * (300 - count)
+    assert sorted(os.listxattr(path)) == names[:count]
 
 
 @case
@@ -197,8 +196,10 @@ def test_through_links_and_not() -> Answer:
     ]
 
 
-@case
-@pytest.mark.parametrize("call", ["set-new", "set-same", "set-refused", "get", "list", "remove", "remove-absent"])
+@case(reference="tmpfs")
+@pytest.mark.parametrize(
+    "call", ["set-new", "set-same", "set-refused", "get", "list", "remove", "remove-absent"]
+)
 @pytest.mark.parametrize("kind", ["file", "empty"])
 def test_times_after(kind: str, call: str) -> Answer:
     KINDS[kind]("it")
@@ -262,7 +263,7 @@ def test_file_capabilities_after(change: str) -> Answer:
             "write": lambda: os.write(file, b"new"),
             "truncate": lambda: os.ftruncate(file, 2),
             "chown": lambda: os.chown("it", ALICE.uid, -1),
-            "chmod": lambda: os.chmod("it", 0o755),  # noqa: S103
+            "chmod": lambda: os.chmod("it", 0o755),
             "rename": lambda: (os.rename("it", "new"), os.rename("new", "it")),
             "read": lambda: os.read(file, 5),
         }[change]()
