@@ -314,3 +314,5 @@ class Handlers(pyfuse3.Operations):
     def _require_namespace(self, name: bytes) -> None:
         if not name.startswith(XATTR_NAMESPACES) and not (self.enable_acl and name in acl.NAMES):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        if name in XATTR_NAMESPACES:
+            raise pyfuse3.FUSEError(errno.EINVAL)
