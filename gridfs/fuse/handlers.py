@@ -28,6 +28,8 @@ BATCH = 512
 """Directory entries fetched at a time."""
 BLOCK_SIZE = 65536
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
+LABEL = b"security.selinux"
+"""The kernel takes no labels from FUSE. Told that there are none, `ls -l` stops asking for one per file."""
 WANTS_WRITE = os.O_WRONLY | os.O_RDWR
 
 
@@ -117,6 +119,9 @@ class Handlers(pyfuse3.Operations):
         if not setid.has_bits(inode.mode):
             return None
         who = setid.caller(ctx.uid, ctx.gid, ctx.pid)
+        mode = setid.cleared(inode.mode, inode.gid, who)
+        if mode == inode.mode:
+            return None
         match setid.occasion(fields):
             case Occasion.NOTHING:
                 return None
@@ -125,7 +130,7 @@ class Handlers(pyfuse3.Operations):
             case Occasion.CHOWN_NOBODY if who.uid != inode.uid and not who.can(setid.CAP_FOWNER):
                 raise pyfuse3.FUSEError(errno.EPERM)
             case _:
-                return setid.cleared(inode.mode, inode.gid, who)
+                return mode
 
     @firewall
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -256,13 +261,20 @@ class Handlers(pyfuse3.Operations):
             self._files.require_writable()
             await self._files.require_room()
         if flags & os.O_TRUNC:
-            self._namespace.change(inode, Change(size=0, mode=self._truncated_mode(inode, ctx)))
+            mode = self._truncated_mode(inode, ctx)
+            self._namespace.change(inode, Change(size=0, mode=mode))
+            if mode is not None:
+                self._forget_attributes(inode)
         if not flags & (WANTS_WRITE | os.O_NOATIME) and self._accessed(inode):
-            # Reads from the page cache do not come here, so an open to read counts as one; but the kernel
-            # does not expect that.
-            with contextlib.suppress(OSError):
-                pyfuse3.invalidate_inode(inode, attr_only=True)
+            # Reads from the page cache do not come here, so an open to read counts as one.
+            self._forget_attributes(inode)
         return pyfuse3.FileInfo(fh=self._files.open(inode), keep_cache=True)
+
+    @staticmethod
+    def _forget_attributes(ino: int) -> None:
+        """The answer to an open has no attributes, and the kernel would go on with the old ones."""
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
 
     def _truncated_mode(self, ino: int, ctx: Any) -> int | None:
         inode = self._namespace.inode(ino)
@@ -307,7 +319,12 @@ class Handlers(pyfuse3.Operations):
     @firewall
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
         self._require_namespace(name)
-        return self._namespace.xattr(inode, name)
+        try:
+            return self._namespace.xattr(inode, name)
+        except OSError as error:
+            if name == LABEL and error.errno == errno.ENODATA:
+                raise pyfuse3.FUSEError(errno.EOPNOTSUPP) from None
+            raise
 
     @firewall
     async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
@@ -339,7 +356,7 @@ class Handlers(pyfuse3.Operations):
             self._namespace.remove_xattr(inode, name)
 
     def _require_namespace(self, name: bytes) -> None:
-        if name in XATTR_NAMESPACES:
-            raise pyfuse3.FUSEError(errno.EINVAL)
         if not name.startswith(XATTR_NAMESPACES) and not (self.enable_acl and name in acl.NAMES):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        if name in XATTR_NAMESPACES:
+            raise pyfuse3.FUSEError(errno.EINVAL)

@@ -123,7 +123,7 @@ class Namespace:
             self._state.directories -= 1
         else:
             self._state.files -= 1
-            self._state.bytes -= inode.size if stat.S_ISREG(inode.mode) else 0
+            self._state.add_bytes(-inode.size if stat.S_ISREG(inode.mode) else 0)
 
     def _rename(self, operation: Rename, number: int) -> None:
         moved = self._tree.entry("rename", operation.parent, operation.name, operation.ino)
@@ -198,7 +198,7 @@ class Namespace:
             size = operation.size
             if size < inode.size:
                 self._bodies.truncate(operation.ino, size, number)
-            self._state.bytes += size - inode.size
+            self._state.add_bytes(size - inode.size)
         mode = inode.mode
         if operation.mode is not None:
             mode = stat.S_IFMT(mode) | operation.mode & PERMISSIONS
@@ -227,7 +227,7 @@ class Namespace:
             " WHERE ino = ?3",
             (size, operation.time, operation.ino),
         )
-        self._state.bytes += size - inode.size
+        self._state.add_bytes(size - inode.size)
 
     def _set_xattr(self, operation: SetXattr, number: int) -> None:
         self._tree.required("set xattr", operation.ino)

@@ -118,7 +118,7 @@ class Totals:
     """Inodes that are not directories, orphans included."""
     directories: int
     bytes: int
-    """Sizes of all regular files, holes included."""
+    """Sizes of all regular files, holes included, modulo 2**63."""
     packs: int
     """Packs in use, journal packs among them; garbage is not."""
     live_bytes: int

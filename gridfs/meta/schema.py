@@ -85,6 +85,10 @@ class State(msgspec.Struct, array_like=True):
     live_bytes: int = 0
     missing_shares: int = 0
 
+    def add_bytes(self, change: int) -> None:
+        """Modulo 2**63: a handful of the largest sparse files have more than an integer holds."""
+        self.bytes = (self.bytes + change) & MAX_INTEGER
+
     def totals(self) -> Totals:
         return Totals(
             self.files, self.directories, self.bytes, self.packs, self.live_bytes, self.missing_shares
@@ -217,9 +221,7 @@ def load(database: apsw.Connection, state: State) -> None:
 
 
 def save(database: apsw.Connection, state: State) -> None:
-    # A handful of the largest sparse files together have more bytes than an integer of MessagePack takes.
-    stored = msgspec.structs.replace(state, bytes=min(state.bytes, MAX_INTEGER))
-    database.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(stored),))
+    database.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (msgspec.msgpack.encode(state),))
 
 
 def get_value(database: apsw.Connection, name: str) -> bytes | None:
