@@ -31,7 +31,8 @@ from gridfs.meta.rows import ROOT, Entry, Inode
 
 NAME_MAX = 255
 TARGET_MAX = 4095
-LINK_MAX = 65000
+LINK_MAX = (1 << 31) - 1
+"""Names of a file, and subdirectories: what a signed count of 32 bits holds."""
 XATTR_VALUE_MAX = 65536
 XATTR_LIST_MAX = 65536
 DAY_NS = 86_400 * 10**9
@@ -189,8 +190,11 @@ class Namespace:
             raise _fail(errno.EEXIST)
         if old_ino == moved.ino:
             return None
-        if stat.S_ISDIR(moved.mode) and self._is_inside(new_parent, moved.ino):
-            raise _fail(errno.EINVAL)
+        if stat.S_ISDIR(moved.mode):
+            if self._is_inside(new_parent, moved.ino):
+                raise _fail(errno.EINVAL)
+            if parent != new_parent and not old_ino and self.inode(new_parent).nlink >= LINK_MAX:
+                raise _fail(errno.EMLINK)
         if old_ino is not None:
             self._may_replace(moved, self.inode(old_ino), parent, exchange)
         number, _ = self._log.record(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 from collections.abc import Sequence
@@ -20,7 +21,10 @@ from gridfs.fuse.errors import firewall
 from gridfs.fuse.nameless import Nameless
 from gridfs.fuse.setid import Occasion
 from gridfs.meta.rows import Inode
+from storage.errors import StorageError
 from storage.ports import Buffer
+
+logger = logging.getLogger(__name__)
 
 DOT, DOT_DOT = 1, 2
 """Cookies of `.` and `..`; those of the metadata begin behind them."""
@@ -144,7 +148,13 @@ class Handlers(pyfuse3.Operations):
 
     def _accessed(self, ino: int) -> bool:
         """Something was read of an inode; whether that moved its access time."""
-        return self._keeps_atime and self._files.writable and self._namespace.accessed(ino)
+        if not self._keeps_atime or not self._files.writable:
+            return False
+        try:
+            return self._namespace.accessed(ino)
+        except (OSError, StorageError) as error:
+            logger.warning("inode %d: its access time stays: %s", ino, error)  # no reason to refuse a read
+            return False
 
     @firewall
     async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:

@@ -42,6 +42,8 @@ class Nameless:
 
     def forgotten(self, inodes: Iterable[int]) -> None:
         """The kernel knows them no more. What cannot be dropped now is dropped by the next mount."""
+        if not self._waiting:
+            return
         for ino in self._waiting.intersection(inodes):
             self._waiting.remove(ino)
             try:

@@ -159,6 +159,32 @@ def test_a_set_group_id_folder_hands_its_group_down() -> None:
     on_a_laptop(work)
 
 
+def test_links_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gridfs.files.namespace.LINK_MAX", 4)
+
+    def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        names = local.namespace
+        file, full, other = local.make(b"file"), local.make(b"full", FOLDER), local.make(b"other", FOLDER)
+        for name in (b"1", b"2", b"3"):
+            names.link(file, other, name)
+        for name in (b"1", b"2"):
+            local.make(name, FOLDER, full)
+        local.make(b"moved", FOLDER, other)
+        for call in (
+            lambda: names.link(file, full, b"5"),
+            lambda: local.make(b"3", FOLDER, full),
+            lambda: names.rename(other, b"moved", full, b"moved", 0),
+        ):
+            with pytest.raises(OSError, match="Too many links"):
+                call()
+        names.rename(other, b"moved", full, b"1", 0)
+        local.make(b"a file counts no link", FILE, full)
+        assert (names.inode(file).nlink, names.inode(full).nlink, names.inode(other).nlink) == (4, 4, 2)
+
+    on_a_laptop(work)
+
+
 def test_dots_and_times() -> None:
     def work(laptop: Laptop) -> None:
         local = laptop.open()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.posix.read_only import prepare
 from tests.posix.stage import Stage
 from tests.processes import FileSystemShape, LocalGrid, MountedFileSystem, detach_mounts_below, run
 
@@ -56,14 +57,30 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, P
 
 
 @pytest.fixture(scope="session")
+def read_only_stage(stage: Stage, file_system_of_cases: MountedFileSystem) -> Stage:
+    """The stage with its file systems mounted read-only; what is there was made before."""
+    prepare(stage)
+    file_system_of_cases.umount()
+    file_system_of_cases.options = ("ro",)
+    file_system_of_cases.mount()
+    run(["mount", "-o", "remount,ro", stage.references["ext4"]])
+    return stage
+
+
+@pytest.fixture(scope="session")
 def stage(file_system_of_cases: MountedFileSystem, references: dict[str, Path]) -> Stage:
     return Stage(references, file_system_of_cases.path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What looks back on all cases comes after them."""
-    items.sort(key=lambda item: item.get_closest_marker("after_the_cases") is not None)
+
+    def turn(item: pytest.Item) -> int:
+        marker = item.get_closest_marker("after_the_cases")
+        return marker.args[0] if marker else 0
+
+    items.sort(key=turn)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "after_the_cases: a test that looks at what all cases left")
+    config.addinivalue_line("markers", "after_the_cases(turn): a test that looks at what all cases left")

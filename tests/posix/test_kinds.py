@@ -112,6 +112,7 @@ def test_rename_within_a_directory(moved: str, replaced: str) -> Answer:
 FLAG_SETS = {
     "whiteout-exchange": RENAME_WHITEOUT | RENAME_EXCHANGE,
     "noreplace-exchange": RENAME_NOREPLACE | RENAME_EXCHANGE,
+    "whiteout": RENAME_WHITEOUT,
     "unknown": 8,
     "unknown-high": 1 << 31,
 }
@@ -119,7 +120,7 @@ FLAG_SETS = {
 
 @case
 @pytest.mark.parametrize("flags", FLAG_SETS)
-def test_rename_with_flags_that_make_no_sense(flags: str) -> Answer:
+def test_rename_with_other_flags(flags: str) -> Answer:
     put("old")
     put("new")
     return outcome(renameat2, "old", "new", FLAG_SETS[flags]), sorted(os.listdir())

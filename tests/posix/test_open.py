@@ -294,3 +294,23 @@ def test_create_over_files_of_others_in_sticky_directories(kind: str, mode: int)
 @case
 def test_temporary_files_without_a_name() -> Answer:
     return outcome(opened, ".", os.O_TMPFILE | os.O_RDWR)
+
+
+FS_IOC_GETFLAGS = 0x80086601
+FICLONE = 0x40049409
+
+
+@case
+@pytest.mark.parametrize("request_name", ["flags", "clone", "nonsense"])
+def test_ioctl(request_name: str) -> Answer:
+    import fcntl
+
+    put("file", b"content")
+    with handle("file", os.O_RDWR) as file, handle("other", os.O_RDWR | os.O_CREAT) as other:
+        match request_name:
+            case "flags":
+                return outcome(fcntl.ioctl, file, FS_IOC_GETFLAGS, bytes(8)) != "ENOTTY"
+            case "clone":
+                return outcome(fcntl.ioctl, other, FICLONE, file)
+            case _:
+                return outcome(fcntl.ioctl, file, 0x12345, bytes(8))

@@ -111,9 +111,10 @@ def test_path(call: str, path: str) -> Answer:
 @pytest.mark.parametrize("call", ODD_CALLS)
 def test_odd_path(call: str, path: str) -> Answer:
     world()
-    os.symlink("file", "chain1")
-    for number in range(2, 42):
-        os.symlink(f"chain{number - 1}", f"chain{number}")
+    if path.startswith("chain"):
+        os.symlink("file", "chain1")
+        for number in range(2, 42):
+            os.symlink(f"chain{number - 1}", f"chain{number}")
     said = outcome(CALLS[call], ODD_PATHS[path])
     return said, sorted(os.listdir())
 
