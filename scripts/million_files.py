@@ -13,7 +13,7 @@ count, the smallest first, it prints the microseconds per file of
     stat      names looked up cold, in random order (100 000 of them at most), after another remount
     delete    unlink of all, and rmdir of the directories
 
-of the clock and of the daemon's CPU, which other programs disturb less, and the daemon's resident memory
+of the clock and of the CPU of the daemon's loop, which other programs disturb less, and the daemon's resident memory
 after each: now, and the peak of the process. Behind a figure stands its ratio to that of the smallest
 count. Nothing in it is a test; it takes most of an hour on a small machine.
 """
@@ -46,6 +46,7 @@ class Daemon:
 
     pid: int
     cpu_s: float
+    """Of its loop; worker threads are left out."""
     resident_mb: int
     peak_mb: int
 
@@ -86,9 +87,8 @@ class FileSystem:
             name, _, value = line.partition(":")
             if name in ("VmRSS", "VmHWM"):
                 values[name] = int(value.split()[0]) * 1024 // 1_000_000
-        fields = (process / "stat").read_text().rpartition(")")[2].split()
-        ticks = int(fields[11]) + int(fields[12])
-        return Daemon(report["pid"], ticks / os.sysconf("SC_CLK_TCK"), values["VmRSS"], values["VmHWM"])
+        cpu_ns = int((process / "schedstat").read_text().split()[0])
+        return Daemon(report["pid"], cpu_ns / 1e9, values["VmRSS"], values["VmHWM"])
 
     def down(self) -> None:
         subprocess.run([GRIDFS, "umount", self.path], check=False, capture_output=True)
