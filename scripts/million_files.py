@@ -13,9 +13,9 @@ count, the smallest first, it prints the microseconds per file of
     stat      names looked up cold, in random order (100 000 of them at most), after another remount
     delete    unlink of all, and rmdir of the directories
 
-of the clock and of the CPU of the daemon's loop, which other programs disturb less, and the daemon's resident memory
-after each: now, and the peak of the process. Behind a figure stands its ratio to that of the smallest
-count. Nothing in it is a test; it takes most of an hour on a small machine.
+of the clock and of the CPU of the daemon's loop, which other programs disturb less, and the daemon's
+resident memory after each: now, and the peak of the process. Behind a figure stands its ratio to that of
+the smallest count. Nothing in it is a test; it takes most of an hour on a small machine.
 """
 
 from __future__ import annotations
