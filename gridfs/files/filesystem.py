@@ -20,7 +20,7 @@ from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Readahead
 from gridfs.files.writer import Writer
 from gridfs.grid.capacity import Capacity
-from gridfs.meta.rows import Entry
+from gridfs.meta.rows import Listed
 from storage.errors import Unavailable
 from storage.ports import Buffer
 
@@ -147,13 +147,13 @@ class FileSystem:
         """The inode behind a directory handle."""
         return self._directories[handle].ino
 
-    def list_directory(self, handle: int, after: int, limit: int) -> list[Entry]:
+    def list_directory(self, handle: int, after: int, limit: int) -> list[Listed]:
         """Entries behind the cookie `after`. A listing ends where the directory ended when it began."""
         directory = self._directories[handle]
         if directory.last is None:
             directory.last = self._log.metadata.last_cookie
         last = directory.last
-        entries = self.namespace.entries(directory.ino, after, limit)
+        entries = self.namespace.listing(directory.ino, after, limit)
         return [entry for entry in entries if entry.cookie <= last]
 
     def rewind_directory(self, handle: int) -> None:

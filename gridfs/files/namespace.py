@@ -27,7 +27,7 @@ from gridfs.meta.operations import (
     Together,
     Unlink,
 )
-from gridfs.meta.rows import ROOT, Entry, Inode
+from gridfs.meta.rows import ROOT, Entry, Inode, Listed
 
 NAME_MAX = 255
 TARGET_MAX = 4095
@@ -86,6 +86,9 @@ class Namespace:
             raise _fail(errno.ENAMETOOLONG)
         ino = self._metadata.lookup(parent, name)
         return None if ino is None else self.inode(ino)
+
+    def listing(self, parent: int, after: int, limit: int) -> list[Listed]:
+        return self._metadata.listing(parent, after, limit)
 
     def entries(self, parent: int, after: int, limit: int) -> list[Entry]:
         return self._metadata.entries(parent, after, limit)

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 DOT, DOT_DOT = 1, 2
 """Cookies of `.` and `..`; those of the metadata begin behind them."""
-BATCH = 512
-"""Directory entries fetched at a time."""
+BATCH = 64
+"""Directory entries fetched at a time; the kernel has room for some 200 of them in one request."""
 BLOCK_SIZE = 65536
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 LABEL = b"security.selinux"
@@ -250,7 +250,7 @@ class Handlers(pyfuse3.Operations):
         after = max(start_id, DOT_DOT)
         while entries := self._files.list_directory(fh, after, BATCH):
             for entry in entries:
-                attributes = self._attributes(self._namespace.inode(entry.ino))
+                attributes = self._attributes(entry.inode)
                 if not pyfuse3.readdir_reply(token, entry.name, attributes, entry.cookie):
                     return
                 after = entry.cookie
@@ -314,7 +314,11 @@ class Handlers(pyfuse3.Operations):
 
     @firewall
     async def flush(self, fh: int) -> None:
-        """close(2): what was written is in the spool already."""
+        """close(2): what was written is in the spool already, so the kernel need not ask again.
+
+        It still sends, and reports, what its own cache holds back before a close returns.
+        """
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @firewall
     async def release(self, fh: int) -> None:

@@ -97,7 +97,7 @@ class Session:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             number = theirs.detach()  # libfuse closes it
             with ours:
-                _start_libfuse(self._handlers, number, set(options))
+                _start_libfuse(self._handlers, number)
                 try:
                     reply = await _libfuse_answer(request, ours, number)
                     self._handlers.own_init = True
@@ -164,10 +164,10 @@ class Session:
             logger.info("the kernel's read-ahead stays as it is (%s)", error.strerror)
 
 
-def _start_libfuse(handlers: Handlers, number: int, options: set[str]) -> None:
+def _start_libfuse(handlers: Handlers, number: int) -> None:
     """Let libfuse take descriptor `number` for the device of a mount that somebody else made."""
     try:
-        pyfuse3.init(handlers, f"/dev/fd/{number}", options)
+        pyfuse3.init(handlers, f"/dev/fd/{number}", {"default_permissions"})
     except RuntimeError as error:
         os.close(number)
         raise InitRefused(f"libfuse takes no descriptor: {error}") from None

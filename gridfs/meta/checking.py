@@ -24,6 +24,10 @@ QUERIES = (
         " WHERE p.ino IS NULL OR p.mode & 61440 != 16384 OR p.nlink = 0",
     ),
     (
+        "directory {} has two entries at cookie {}",
+        "SELECT parent, cookie FROM entry GROUP BY parent, cookie HAVING count(*) > 1",
+    ),
+    (
         "file {} counts {} links",
         "SELECT ino, nlink FROM inode i WHERE mode & 61440 != 16384"
         " AND nlink != (SELECT count(*) FROM entry e WHERE e.ino = i.ino)",

@@ -44,7 +44,7 @@ CREATE TABLE entry (
     parent INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL, cookie INTEGER NOT NULL,
     type INTEGER NOT NULL, PRIMARY KEY (parent, name)
 ) WITHOUT ROWID, STRICT;
-CREATE UNIQUE INDEX entry_cookie ON entry (parent, cookie);
+CREATE INDEX entry_cookie ON entry (parent, cookie, ino);
 CREATE TABLE xattr (
     ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (ino, name)
 ) WITHOUT ROWID, STRICT;

@@ -104,13 +104,14 @@ def test_a_signal_unmounts(six: LocalGrid, make_file_system: MakeFileSystem) -> 
     assert (mounted.path / "file").read_bytes() == b"content"
 
 
-def test_a_source_with_commas(six: LocalGrid, tmp_path: Path) -> None:
-    mounted = MountedFileSystem(six, tmp_path / "a,b\\,c home", tmp_path / "mnt, here")
+@pytest.mark.parametrize(("init", "name"), [("own", "a,b\\,c dépôt"), ("libfuse", "a,b\\,c home")])
+def test_a_source_with_commas(six: LocalGrid, tmp_path: Path, init: str, name: str) -> None:
+    mounted = MountedFileSystem(six, tmp_path / name, tmp_path / "mnt, hère", options=(f"init={init}",))
     try:
         mounted.home.mkdir(mode=0o700)
         mounted.command("create", "test", "--servers", six.servers_file, "-k", 4, "-n", 6, "--happy", 5)
         mounted.mount()
-        assert mounted.status()["init"] == "own"
+        assert mounted.status()["init"] == init
         (mounted.path / "file").write_bytes(b"content")
         mounted.remount()
         assert (mounted.path / "file").read_bytes() == b"content"
