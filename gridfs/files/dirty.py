@@ -12,7 +12,7 @@ import trio
 
 from gridfs.files.log import OperationLog
 from gridfs.files.overlay import Overlay, Piece, Source
-from gridfs.meta.operations import Commit, Drop, Operation, SetAttributes, Write
+from gridfs.meta.operations import Commit, Drop, Operation, SetAttributes, Together, Write
 from storage.errors import Exhausted
 
 
@@ -112,6 +112,9 @@ class DirtyData:
                     self.committed(extent.ino, extent.start, extent.start + extent.length, extent.frozen)
             case Drop(ino=ino):
                 self.dropped(ino)
+            case Together(parts=parts):
+                for part in parts:
+                    self.replay(number, part, None, 0)
             case _:
                 pass
 

@@ -106,7 +106,8 @@ class Write(msgspec.Struct, frozen=True, array_like=True, tag=7, forbid_unknown_
     ino: Inode
     offset: Count
     length: Count
-    time: Time
+    time: Time | None
+    """None leaves the times: who wrote sets them by itself, before or after."""
 
 
 class SetXattr(msgspec.Struct, frozen=True, array_like=True, tag=8, forbid_unknown_fields=True, gc=False):
@@ -180,7 +181,17 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=10, forbid_unknow
     extents: list[ExtentRecord]
 
 
-Operation = Make | Link | Unlink | Drop | Rename | SetAttributes | Write | SetXattr | RemoveXattr | Commit
+class Together(msgspec.Struct, frozen=True, array_like=True, tag=12, forbid_unknown_fields=True, gc=False):
+    """Changes of inodes and their extended attributes that are made in one step or not at all, in order."""
+
+    parts: Annotated[
+        list[Make | SetAttributes | SetXattr | RemoveXattr], msgspec.Meta(min_length=1, max_length=16)
+    ]
+
+
+Operation = (
+    Make | Link | Unlink | Drop | Rename | SetAttributes | Write | SetXattr | RemoveXattr | Commit | Together
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Operation] = msgspec.msgpack.Decoder(Operation)
