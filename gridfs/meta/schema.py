@@ -26,7 +26,7 @@ APPLICATION_ID = 0x67726664
 """`grfd`, in SQLite's header: a gridfs metadata database."""
 FORMAT_VERSION = 1
 
-CACHE_KIB = 16384
+CACHE_KIB = 32768
 AUTO_CHECKPOINT_PAGES = 16384
 """64 MiB of log: a bound in case that nobody checkpoints in a thread."""
 
