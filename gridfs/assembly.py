@@ -28,6 +28,7 @@ from gridfs.files.readahead import Prefetcher, ReadaheadConfig
 from gridfs.files.reader import Reader, ReaderConfig
 from gridfs.files.replay import replay
 from gridfs.files.spool import Spool
+from gridfs.files.trees import Trees, TreesConfig
 from gridfs.files.writer import Writer, WriterConfig
 from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.downloader import Downloader
@@ -159,8 +160,9 @@ async def _start(
     prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 3))
     contents = Contents(log, dirty, writer, prefetcher, machine.clock, ContentsConfig())
     namespace = Namespace(log, contents, machine.clock)
+    trees = Trees(log, dirty, contents, namespace, journal, machine.clock, TreesConfig())
     files_config = FileSystemConfig(options.read_only, options.fsync, options.grid_timeout_s)
-    files = FileSystem(log, dirty, writer, journal, contents, namespace, capacity, files_config)
+    files = FileSystem(log, dirty, writer, journal, contents, namespace, trees, capacity, files_config)
     await nursery.start(downloader.run)
     if not options.read_only:
         await journal.claim(len(config.head_servers) - config.quorum + 1)
@@ -168,6 +170,7 @@ async def _start(
         await nursery.start(log.run)
         await nursery.start(writer.run)
         await nursery.start(journal.run)
+        await nursery.start(trees.run)
     await nursery.start(prefetcher.run)
     await nursery.start(capacity.run)
     return Parts(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from gridfs.files.dirty import DirtyData
 from gridfs.files.log import OperationLog
+from gridfs.files.pause import Pause
 from gridfs.files.readahead import Prefetcher, Readahead
 from gridfs.files.writer import Writer
 from gridfs.meta.operations import Write
@@ -46,6 +47,8 @@ class Contents:
         self._clock = clock
         self._config = config
         self._readaheads: dict[int, list[Readahead]] = {}
+        self.pause = Pause()
+        """While it is on, writes wait."""
 
     async def write(self, ino: int, offset: int, data: Buffer) -> None:
         """Write all of `data`. It is acknowledged, and every read sees it, when this returns.
@@ -57,6 +60,9 @@ class Contents:
         for low in range(0, len(view), step):
             piece = view[low : low + step]
             await self._dirty.room(len(piece), self._config.room_timeout_s)
+            while self.pause.is_on:
+                await self.pause.over()
+                await self._dirty.room(len(piece), self._config.room_timeout_s)
             self._write_piece(ino, offset + low, piece)
 
     def _write_piece(self, ino: int, offset: int, piece: memoryview) -> None:
@@ -71,6 +77,13 @@ class Contents:
         self._dirty.truncated(ino, size)
         self._writer.truncated(ino, size)
         self._forget_readahead(ino)
+
+    def cloned(self, ino: int, to: int) -> bool:
+        """The new inode `to` is a copy of `ino`; returns whether bytes of it are not in packs yet."""
+        is_dirty = self._dirty.cloned(ino, to)
+        if is_dirty:
+            self._writer.written(to)
+        return is_dirty
 
     def dropped(self, ino: int) -> None:
         """The inode is gone."""

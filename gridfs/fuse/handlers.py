@@ -121,7 +121,8 @@ class Handlers(pyfuse3.Operations):
     ) -> Inode:
         self._files.require_writable()
         await self._files.require_room()
-        return self._namespace.make(parent, name, mode, ctx.uid, ctx.gid, rdev, target)
+        cloned = self._files.trees.make(parent, name, mode, ctx.pid)
+        return cloned or self._namespace.make(parent, name, mode, ctx.uid, ctx.gid, rdev, target)
 
     @firewall
     async def mknod(
@@ -210,7 +211,7 @@ class Handlers(pyfuse3.Operations):
     @firewall
     async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
         if flags & WANTS_WRITE:
-            self._files.require_writable()
+            self._files.require_writable(inode)
             await self._files.require_room()
         if flags & os.O_TRUNC:
             self._namespace.change(inode, Change(size=0))

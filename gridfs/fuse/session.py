@@ -17,6 +17,7 @@ import trio
 
 from gridfs.files.filesystem import FileSystem
 from gridfs.fuse.handlers import Handlers
+from gridfs.fuse.pausing import let_changes_wait
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Session:
     def __init__(self, files: FileSystem, config: SessionConfig) -> None:
         self._config = config
         self._handlers = Handlers(files, config.attr_timeout_s)
+        let_changes_wait(self._handlers, files.pause)
         self._open = False
 
     def open(self) -> None:

@@ -40,17 +40,18 @@ class Tree:
 
     def inode(self, ino: int) -> Inode | None:
         row: Any = self._database.execute(
-            "SELECT mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, held"
+            "SELECT mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, held, read_only"
             " FROM inode WHERE ino = ?",
             (ino,),
         ).fetchone()
         if row is None:
             return None
-        mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, held = row
+        mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, held, read_only = row
         # While a cut is being worked off, more is held than the file has bytes.
         blocks = (min(held, size) + 511) // 512
         return Inode(
-            ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target or b"", blocks
+            ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target or b"", blocks,
+            bool(read_only),
         )  # fmt: skip
 
     def lookup(self, parent: int, name: bytes) -> int | None:
@@ -91,6 +92,14 @@ class Tree:
     def orphans(self) -> list[int]:
         rows = self._database.execute("SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino")
         return [ino for (ino,) in rows]
+
+    def detached(self) -> list[int]:
+        return [ino for (ino,) in self._database.execute("SELECT ino FROM detached ORDER BY ino")]
+
+    def is_detached(self, ino: int) -> bool:
+        return bool(
+            self._database.execute("SELECT EXISTS (SELECT 1 FROM detached WHERE ino = ?)", (ino,)).get
+        )
 
     # What an operation expects; each raises Corrupt
 
