@@ -209,7 +209,7 @@ class Bodies:
         left = limit_rows
         while self._copies and left > 0:
             left -= self._move(left, changes)
-        while self._cuts and not self._copies and left > 0:
+        while self._cuts and left > 0:  # once no copy needs them any more
             body, cuts = next(iter(self._cuts.items()))
             cut = cuts[0]
             rows = self._from(body, cut.position, left)
