@@ -107,10 +107,39 @@ class Story:
         await write("big", 100, 70_000)
         await fsync("big")
         await write("big", 65_000, 2_000)
+        await step(lambda tree: tree.update({"twin": tree["big"]}), lambda: shell.clone("big", "twin"))
+        await write("big", 66_000, 100)
+        await write("twin", 66_050, 100)
+        await truncate("twin", 66_500)
+        await fsync("twin")
+
+        def copied(source: str, target: str) -> Callable[[Tree], object]:
+            def change(tree: Tree) -> None:
+                for path in list(tree):
+                    if path == source or path.startswith(source + "/"):
+                        tree[target + path.removeprefix(source)] = tree[path]
+
+            return change
+
+        def gone(folder: str) -> Callable[[Tree], object]:
+            def change(tree: Tree) -> None:
+                for path in list(tree):
+                    if path == folder or path.startswith(folder + "/"):
+                        del tree[path]
+
+            return change
+
+        await step(copied("d", "e"), lambda: shell.clone("d", "e"))
+        await write("e/a", 50, 200)
+        await step(copied("d", "past"), lambda: shell.clone("d", "past", read_only=True))
+        await write("d/a", 20, 60)
+        await fsync("e/a")
+        await step(gone("past"), lambda: shell.rmdir("past"))
         await step(lambda tree: tree.pop("d/a"), lambda: shell.unlink("d/a"))
         await step(lambda tree: tree.pop("d"), lambda: shell.rmdir("d"))
         await parts.files.drain()
-        self.synced = {path: len(self.states) - 1 for path in self.states[-1]}
+        last = self.states[-1]
+        self.synced = {path: len(self.states) - 1 for path in last if last[path] is not None}
         self.named = len(self.states) - 1
 
     def check_killed(self, found: Tree) -> None:
