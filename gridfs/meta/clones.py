@@ -12,7 +12,7 @@ import apsw
 
 from gridfs.meta.bodies import Bodies
 from gridfs.meta.namespace import Namespace
-from gridfs.meta.operations import Attach, Clone, Detach
+from gridfs.meta.operations import MAX_INTEGER, Attach, Clone, Detach
 from gridfs.meta.rows import ROOT, Inode
 from gridfs.meta.schema import State
 from gridfs.meta.tree import Tree
@@ -65,7 +65,8 @@ class Clones:
             self._state.directories += 1
         else:
             self._state.files += 1
-            self._state.bytes += source.size if stat.S_ISREG(source.mode) else 0
+            size = source.size if stat.S_ISREG(source.mode) else 0
+            self._state.bytes = (self._state.bytes + size) & MAX_INTEGER
         self._state.next_inode = max(self._state.next_inode, ino + 1)
 
     def _insert(self, source: Inode, operation: Clone, is_directory: bool) -> None:

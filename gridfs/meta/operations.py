@@ -181,7 +181,7 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=10, forbid_unknow
     extents: list[ExtentRecord]
 
 
-class Clone(msgspec.Struct, frozen=True, array_like=True, tag=11, forbid_unknown_fields=True, gc=False):
+class Clone(msgspec.Struct, frozen=True, array_like=True, tag=13, forbid_unknown_fields=True, gc=False):
     """A new inode that is a copy of another one as it stands: attributes, extended attributes, extents.
 
     Bytes of the source that are in no extent yet lie in the spool and are shared there. Of a directory
@@ -199,7 +199,7 @@ class Clone(msgspec.Struct, frozen=True, array_like=True, tag=11, forbid_unknown
     time: Time
 
 
-class Attach(msgspec.Struct, frozen=True, array_like=True, tag=12, forbid_unknown_fields=True, gc=False):
+class Attach(msgspec.Struct, frozen=True, array_like=True, tag=14, forbid_unknown_fields=True, gc=False):
     """A directory that nobody saw gets its name, with all that lies in it."""
 
     ino: Inode
@@ -208,7 +208,7 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag=12, forbid_unknow
     time: Time
 
 
-class Detach(msgspec.Struct, frozen=True, array_like=True, tag=13, forbid_unknown_fields=True, gc=False):
+class Detach(msgspec.Struct, frozen=True, array_like=True, tag=15, forbid_unknown_fields=True, gc=False):
     """A directory loses its name, with all that lies in it; from now on nobody sees it."""
 
     parent: Inode
