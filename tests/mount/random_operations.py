@@ -14,6 +14,7 @@ import errno
 import mmap
 import os
 import random
+import signal
 import stat
 import sys
 import tempfile
@@ -517,6 +518,8 @@ def main() -> None:
     parser.add_argument("--operations", type=int, default=100_000, metavar="N")
     parser.add_argument("--seed", type=int, default=time.time_ns() % (1 << 32), metavar="S")
     given = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     os.environ[TRACE] = uuid.uuid4().hex
     os.umask(0o022)
     with tempfile.TemporaryDirectory(prefix="gridfs-fuzz", ignore_cleanup_errors=True) as name:
