@@ -28,6 +28,7 @@ from gridfs.files.readahead import Prefetcher, ReadaheadConfig
 from gridfs.files.reader import Reader, ReaderConfig
 from gridfs.files.replay import replay
 from gridfs.files.spool import Spool
+from gridfs.files.stamps import Stamps
 from gridfs.files.trees import Trees, TreesConfig
 from gridfs.files.writer import Writer, WriterConfig
 from gridfs.grid.capacity import Capacity, CapacityConfig
@@ -55,6 +56,12 @@ class MountOptions:
     grid_timeout_s: float = 30.0
     memory_bytes: int = 96 << 20
     spool_bytes: int = 4 << 30
+    atime: bool = True
+    """Reads move access times, by the rule of relatime."""
+    acl: bool = True
+    """POSIX access control lists."""
+    own_init: bool = True
+    """Agree with the kernel ourselves on what it asks; else libfuse does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +165,10 @@ async def _start(
 
     reader = Reader(log.metadata, dirty, log.spool, downloader, ReaderConfig())
     prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 3))
-    contents = Contents(log, dirty, writer, prefetcher, machine.clock, ContentsConfig())
-    namespace = Namespace(log, contents, machine.clock)
-    trees = Trees(log, dirty, contents, namespace, journal, machine.clock, TreesConfig())
+    stamps = Stamps(machine.clock)
+    contents = Contents(log, dirty, writer, prefetcher, stamps, ContentsConfig())
+    namespace = Namespace(log, contents, stamps)
+    trees = Trees(log, dirty, contents, namespace, journal, stamps, TreesConfig())
     files_config = FileSystemConfig(options.read_only, options.fsync, options.grid_timeout_s)
     files = FileSystem(log, dirty, writer, journal, contents, namespace, trees, capacity, files_config)
     await nursery.start(downloader.run)

@@ -71,6 +71,12 @@ def parse_options(text: str) -> MountOptions:
                 values["allow_other"] = True
             case "fsync" if value in ("grid", "spool"):
                 values["fsync"] = value
+            case "relatime" | "noatime":
+                values["atime"] = name == "relatime"
+            case "acl" | "noacl":
+                values["acl"] = name == "acl"
+            case "init" if value in ("own", "libfuse"):
+                values["own_init"] = value == "own"
             case "attr_timeout" | "grid_timeout":
                 values[f"{name}_s"] = _seconds(name, value)
             case "memory" | "spool":

@@ -85,7 +85,7 @@ class ControlServer:
                 await self._clone(connection, request)
             case "inode":
                 inode = self._files.namespace.inode(int(request["ino"]))
-                await _send(connection, {"read_only": inode.read_only})
+                await _send(connection, {"read_only": bool(inode.read_only)})
             case _:
                 await _send(connection, {"error": "unknown request"})
 

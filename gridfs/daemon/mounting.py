@@ -82,17 +82,21 @@ async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> Non
                 read_only=request.options.read_only,
                 allow_other=request.options.allow_other,
                 attr_timeout_s=request.options.attr_timeout_s,
+                atime=request.options.atime,
+                acl=request.options.acl,
+                own_init=request.options.own_init,
             ),
         )
         state = {"mounted": True}
 
         def status() -> dict[str, Any]:
-            return mount_report(parts, request, mounted=state["mounted"])
+            report = mount_report(parts, request, mounted=state["mounted"])
+            return report | {"init": session.init, "calls": session.statistics()}
 
         control = ControlServer(home, parts.files, status)
         async with trio.open_nursery() as nursery:
             await nursery.start(control.run)
-            session.open()
+            await session.open()
             home.note_holder(request.mountpoint)
             nursery.start_soon(_stop_on_signal, session)
             try:

@@ -6,18 +6,22 @@ Keeps overlays, flights and what handles have read ahead in step with the operat
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 
 from gridfs.files.dirty import DirtyData
 from gridfs.files.log import OperationLog
 from gridfs.files.pause import Pause
 from gridfs.files.readahead import Prefetcher, Readahead
+from gridfs.files.stamps import Stamps
 from gridfs.files.writer import Writer
 from gridfs.meta.operations import Write
-from storage.ports import Buffer, WallClock
+from storage.ports import Buffer
 
 CHUNK = 65536
 FILE_SIZE_MAX = 1 << 62
+"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Contents:
         dirty: DirtyData,
         writer: Writer,
         prefetcher: Prefetcher,
-        clock: WallClock,
+        clock: Stamps,
         config: ContentsConfig,
     ) -> None:
         self._log = log
@@ -50,12 +54,16 @@ class Contents:
         self.pause = Pause()
         """While it is on, writes wait."""
 
-    async def write(self, ino: int, offset: int, data: Buffer) -> None:
+    async def write(self, ino: int, offset: int, data: Buffer, *, stamped: bool = False) -> None:
         """Write all of `data`. It is acknowledged, and every read sees it, when this returns.
 
-        Raises Exhausted when the spool stays full, OSError when the disk refuses.
+        `stamped`: the caller sets the times of the inode by itself.
+
+        Raises Exhausted when the spool stays full, OSError when the disk refuses or the file gets too large.
         """
         view = memoryview(data)
+        if offset + len(view) > FILE_SIZE_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         step = self._config.piece_bytes
         for low in range(0, len(view), step):
             piece = view[low : low + step]
@@ -63,10 +71,10 @@ class Contents:
             while self.pause.is_on:
                 await self.pause.over()
                 await self._dirty.room(len(piece), self._config.room_timeout_s)
-            self._write_piece(ino, offset + low, piece)
+            self._write_piece(ino, offset + low, piece, None if stamped else self._clock.now_ns())
 
-    def _write_piece(self, ino: int, offset: int, piece: memoryview) -> None:
-        operation = Write(ino, offset, len(piece), self._clock.now_ns())
+    def _write_piece(self, ino: int, offset: int, piece: memoryview, time: int | None) -> None:
+        operation = Write(ino, offset, len(piece), time)
         number, source = self._log.record(operation, piece, offset % CHUNK)
         self._dirty.written(ino, offset, len(piece), number, source)
         self._forget_readahead(ino)

@@ -12,7 +12,7 @@ import trio
 
 from gridfs.files.log import OperationLog
 from gridfs.files.overlay import Overlay, Piece, Source
-from gridfs.meta.operations import Clone, Commit, Drop, Operation, SetAttributes, Write
+from gridfs.meta.operations import Clone, Commit, Drop, Operation, SetAttributes, Together, Write
 from storage.errors import Exhausted
 
 FILE_END = 1 << 63
@@ -131,6 +131,9 @@ class DirtyData:
                 self.dropped(ino)
             case Clone(ino=ino, source=copied):
                 self.cloned(copied, ino)
+            case Together(parts=parts):
+                for part in parts:
+                    self.replay(number, part, None, 0)
             case _:
                 pass
 

@@ -21,7 +21,7 @@ from gridfs.files.readahead import Readahead
 from gridfs.files.trees import Trees
 from gridfs.files.writer import Writer
 from gridfs.grid.capacity import Capacity
-from gridfs.meta.rows import Entry
+from gridfs.meta.rows import Listed
 from storage.errors import Unavailable
 from storage.ports import Buffer
 
@@ -125,11 +125,11 @@ class FileSystem:
             return await file.readahead.read(offset, length, size)
         raise Unavailable(f"inode {file.ino}: no answer from the grid for {self._config.grid_timeout_s:g} s")
 
-    async def write(self, handle: int, offset: int, data: Buffer) -> int:
-        """Returns the bytes written: all of them."""
+    async def write(self, handle: int, offset: int, data: Buffer, *, stamped: bool = False) -> int:
+        """Returns the bytes written: all of them. `stamped`: the front end sets the times by itself."""
         ino = self._handles[handle].ino
         self.require_writable(ino)
-        await self._contents.write(ino, offset, data)
+        await self._contents.write(ino, offset, data, stamped=stamped)
         return len(data)
 
     def inode_of(self, handle: int) -> int:
@@ -153,13 +153,13 @@ class FileSystem:
         """The inode behind a directory handle."""
         return self._directories[handle].ino
 
-    def list_directory(self, handle: int, after: int, limit: int) -> list[Entry]:
+    def list_directory(self, handle: int, after: int, limit: int) -> list[Listed]:
         """Entries behind the cookie `after`. A listing ends where the directory ended when it began."""
         directory = self._directories[handle]
         if directory.last is None:
             directory.last = self._log.metadata.last_cookie
         last = directory.last
-        entries = self.namespace.entries(directory.ino, after, limit)
+        entries = self.namespace.listing(directory.ino, after, limit)
         return [entry for entry in entries if entry.cookie <= last]
 
     def rewind_directory(self, handle: int) -> None:
@@ -217,11 +217,15 @@ class FileSystem:
 
     # ---- numbers
 
+    @property
+    def writable(self) -> bool:
+        return not self._config.read_only and self._journal.taken_over is None
+
     def require_writable(self, ino: int | None = None) -> None:
         """Raises EROFS where nothing may be changed, or not this inode."""
         if ino is not None:
             self.namespace.require_changeable(self.namespace.inode(ino))
-        if self._config.read_only or self._journal.taken_over is not None:
+        if not self.writable:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def numbers(self) -> Numbers:
@@ -229,8 +233,10 @@ class FileSystem:
         totals = self._log.metadata.totals()
         space = self._capacity.space
         free = max(0, space.free - self._dirty.bytes)
+        # Never less than there is, even before the servers have told anything.
+        total = max(space.total, free + totals.live_bytes)
         inodes = totals.files + totals.directories
-        return Numbers(BLOCK_SIZE, max(space.total, totals.bytes), free, inodes, max(1 << 20, free // 4096))
+        return Numbers(BLOCK_SIZE, total, free, inodes, max(1 << 20, free // 4096))
 
     @property
     def dirty_bytes(self) -> int:

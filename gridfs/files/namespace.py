@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import trio
 
-from gridfs.files.contents import Contents
+from gridfs.files import acl
+from gridfs.files.contents import FILE_SIZE_MAX, Contents
 from gridfs.files.log import OperationLog
+from gridfs.files.stamps import Stamps
 from gridfs.meta.operations import (
     Detach,
     Drop,
@@ -25,16 +27,18 @@ from gridfs.meta.operations import (
     Rename,
     SetAttributes,
     SetXattr,
+    Together,
     Unlink,
 )
-from gridfs.meta.rows import ROOT, Entry, Inode
-from storage.ports import WallClock
+from gridfs.meta.rows import ROOT, Entry, Inode, Listed
 
 NAME_MAX = 255
 TARGET_MAX = 4095
-LINK_MAX = 65000
+LINK_MAX = (1 << 31) - 1
+"""Names of a file, and subdirectories: what a signed count of 32 bits holds."""
 XATTR_VALUE_MAX = 65536
 XATTR_LIST_MAX = 65536
+DAY_NS = 86_400 * 10**9
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
@@ -59,7 +63,7 @@ class Change:
 class Namespace:
     """The tree of one mount."""
 
-    def __init__(self, log: OperationLog, contents: Contents, clock: WallClock) -> None:
+    def __init__(self, log: OperationLog, contents: Contents, clock: Stamps) -> None:
         self._log = log
         self._contents = contents
         self._metadata = log.metadata
@@ -88,6 +92,9 @@ class Namespace:
         ino = self._metadata.lookup(parent, name)
         return None if ino is None else self.inode(ino)
 
+    def listing(self, parent: int, after: int, limit: int) -> list[Listed]:
+        return self._metadata.listing(parent, after, limit)
+
     def entries(self, parent: int, after: int, limit: int) -> list[Entry]:
         return self._metadata.entries(parent, after, limit)
 
@@ -110,9 +117,20 @@ class Namespace:
     # ---- names
 
     def make(
-        self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, target: bytes = b""
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        rdev: int = 0,
+        target: bytes = b"",
+        umask: int = 0,
     ) -> Inode:
-        """A new inode of any type. In a set-group-ID directory it takes the directory's group."""
+        """A new inode of any type. In a set-group-ID directory it takes the directory's group.
+
+        A default ACL of the directory is inherited, and `umask` counts only where there is none.
+        """
         directory = self._directory(parent, name)
         if self._metadata.lookup(parent, name) is not None:
             raise _fail(errno.EEXIST)
@@ -125,8 +143,27 @@ class Namespace:
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
         ino = self._metadata.reserve_inode()
-        self._log.record(Make(ino, parent, name, mode, uid, gid, rdev, target, self._clock.now_ns()))
+        mode, xattrs = self._inherited(parent, mode, umask)
+        now = self._clock.now_ns()
+        made = Make(ino, parent, name, mode, uid, gid, rdev, target, now)
+        if xattrs:
+            self._log.record(Together([made, *(SetXattr(ino, *xattr, now) for xattr in xattrs)]))
+        else:
+            self._log.record(made)
         return self.inode(ino)
+
+    def _inherited(self, parent: int, mode: int, umask: int) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Mode and ACLs of what is made in a directory."""
+        if stat.S_ISLNK(mode):
+            return mode, []
+        default = self._metadata.xattr(parent, acl.DEFAULT)
+        if default is None:
+            return mode & ~umask, []
+        access, mode = acl.inherited(acl.parse(default), mode)
+        xattrs = [] if acl.is_minimal(access) else [(acl.ACCESS, acl.encode(access))]
+        if stat.S_ISDIR(mode):
+            xattrs.append((acl.DEFAULT, default))
+        return mode, xattrs
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
         inode = self.inode(ino)
@@ -179,8 +216,11 @@ class Namespace:
             raise _fail(errno.EEXIST)
         if old_ino == moved.ino:
             return None
-        if stat.S_ISDIR(moved.mode) and self._is_inside(new_parent, moved.ino):
-            raise _fail(errno.EINVAL)
+        if stat.S_ISDIR(moved.mode):
+            if self._is_inside(new_parent, moved.ino):
+                raise _fail(errno.EINVAL)
+            if parent != new_parent and not old_ino and self.inode(new_parent).nlink >= LINK_MAX:
+                raise _fail(errno.EMLINK)
         if old_ino is not None:
             self._may_replace(moved, self.inode(old_ino), parent, exchange)
         number, _ = self._log.record(
@@ -237,17 +277,41 @@ class Namespace:
     # ---- attributes
 
     def change(self, ino: int, change: Change) -> None:
-        """Set attributes; a size cuts the file or extends it by a hole."""
+        """Set attributes; a size cuts the file or extends it by a hole. Raises EFBIG past the largest."""
         self.require_changeable(self.inode(ino))
+        if change.size is not None and change.size > FILE_SIZE_MAX:
+            raise _fail(errno.EFBIG)
+        if change.ctime is not None:
+            self._clock.seen(change.ctime)
         now = self._clock.now_ns()
         mtime = now if change.size is not None and change.mtime is None else change.mtime
         ctime = now if change.ctime is None else change.ctime
         operation = SetAttributes(
             ino, change.mode, change.uid, change.gid, change.atime, mtime, change.size, ctime
         )
-        self._log.record(operation)
+        access = None if change.mode is None else self._metadata.xattr(ino, acl.ACCESS)
+        if access is None or change.mode is None:
+            self._log.record(operation)
+        else:
+            value = acl.encode(acl.with_permissions(acl.parse(access), change.mode))
+            self._log.record(Together([operation, SetXattr(ino, acl.ACCESS, value, ctime)]))
         if change.size is not None:
             self._contents.truncated(ino, change.size)
+
+    def accessed(self, ino: int) -> bool:
+        """The inode was read: its atime moves by the rule of relatime; whether it did.
+
+        It moves where it is not behind mtime and ctime, or is a day old, so that it tells what was read
+        since it was written and costs next to nothing.
+        """
+        inode = self.inode(ino)
+        now = self._clock.now_ns()
+        if inode.read_only:
+            return False
+        if inode.atime > inode.mtime and inode.atime > inode.ctime and now - inode.atime < DAY_NS:
+            return False
+        self._log.record(SetAttributes(ino, None, None, None, now, None, None, inode.ctime))
+        return True
 
     # ---- extended attributes
 
@@ -270,6 +334,39 @@ class Namespace:
         if name not in names and sum(map(len, names)) + len(names) + len(name) + 1 > XATTR_LIST_MAX:
             raise _fail(errno.ENOSPC)
         self._log.record(SetXattr(ino, name, value, self._clock.now_ns()))
+
+    def set_acl(self, ino: int, name: bytes, value: bytes, *, keeps_set_gid: bool) -> None:
+        """Set an ACL, and the mode with an access ACL. `keeps_set_gid`: the caller may have that bit.
+
+        A minimal ACL is not kept. Raises OSError: EINVAL or EOPNOTSUPP for what is no ACL, EACCES for a
+        default ACL of anything but a directory.
+        """
+        inode = self.inode(ino)
+        self.require_changeable(inode)
+        entries = acl.parse(value)
+        now = self._clock.now_ns()
+        if name == acl.DEFAULT:
+            if not stat.S_ISDIR(inode.mode):
+                raise _fail(errno.EACCES)
+            self._log.record(SetXattr(ino, name, value, now))
+            return
+        mode = inode.mode & ~0o777 | acl.permissions_of(entries)
+        if not keeps_set_gid:
+            mode &= ~stat.S_ISGID
+        parts: list[SetAttributes | SetXattr | RemoveXattr] = [
+            SetAttributes(ino, mode, None, None, None, None, None, now)
+        ]
+        if not acl.is_minimal(entries):
+            parts.append(SetXattr(ino, name, value, now))
+        elif self._metadata.xattr(ino, name) is not None:
+            parts.append(RemoveXattr(ino, name, now))
+        self._log.record(parts[0] if len(parts) == 1 else Together([*parts]))
+
+    def remove_acl(self, ino: int, name: bytes) -> None:
+        """Leaves the mode as it is; to remove what is not there is no error."""
+        self.require_changeable(self.inode(ino))
+        if self._metadata.xattr(ino, name) is not None:
+            self._log.record(RemoveXattr(ino, name, self._clock.now_ns()))
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
         self.require_changeable(self.inode(ino))

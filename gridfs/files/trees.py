@@ -26,10 +26,10 @@ from gridfs.files.dirty import DirtyData
 from gridfs.files.journal import Journal
 from gridfs.files.log import OperationLog
 from gridfs.files.namespace import Namespace
+from gridfs.files.stamps import Stamps
 from gridfs.meta.operations import Attach, Clone, Drop, Link, SetAttributes, Unlink
 from gridfs.meta.rows import Inode
 from storage.errors import Exhausted, Unavailable
-from storage.ports import WallClock
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Trees:
         contents: Contents,
         namespace: Namespace,
         journal: Journal,
-        clock: WallClock,
+        clock: Stamps,
         config: TreesConfig,
     ) -> None:
         self._log = log
@@ -159,19 +159,18 @@ class Trees:
         while waiting:
             directory, target = waiting.pop()
             after = 0
-            while entries := self._metadata.entries(directory, after, STEP):
+            while entries := self._metadata.listing(directory, after, STEP):
                 await self._dirty.room(STEP_BYTES, self._config.room_timeout_s)
                 await trio.lowlevel.checkpoint()
-                for entry in entries:
-                    if entry.ino in links:
-                        self._log.record(Link(links[entry.ino], target, entry.name, self._clock.now_ns()))
+                for _, name, inode in entries:
+                    if inode.ino in links:
+                        self._log.record(Link(links[inode.ino], target, name, self._clock.now_ns()))
                         continue
-                    inode = self._namespace.inode(entry.ino)
-                    ino = self._clone(inode, target, entry.name, read_only)
+                    ino = self._clone(inode, target, name, read_only)
                     if stat.S_ISDIR(inode.mode):
-                        waiting.append((entry.ino, ino))
+                        waiting.append((inode.ino, ino))
                     elif inode.nlink > 1:
-                        links[entry.ino] = ino
+                        links[inode.ino] = ino
                 after = entries[-1].cookie
             self._set_times(target, self._namespace.inode(directory))
 

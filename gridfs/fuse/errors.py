@@ -10,7 +10,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
@@ -46,22 +46,36 @@ def errno_of(error: Exception) -> int:
     return next((ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO), 0)
 
 
-def firewall(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Wrap a FUSE handler so that only FUSEError leaves it."""
+class Counted(Protocol):
+    """Whose handlers they are."""
+
+    calls: dict[str, int]
+    """How often the kernel asked, by handler."""
+
+
+H = TypeVar("H", bound=Counted)
+
+
+def firewall(
+    handler: Callable[Concatenate[H, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[H, P], Coroutine[Any, Any, T]]:
+    """Wrap a FUSE handler so that only FUSEError leaves it; counts its calls."""
+    name = handler.__name__
 
     @functools.wraps(handler)
-    async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def guarded(self: H, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.calls[name] = self.calls.get(name, 0) + 1
         try:
-            return await handler(*args, **kwargs)
+            return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
             code = errno_of(error)
             if not code:
-                logger.exception("%s failed", handler.__name__)
+                logger.exception("%s failed", name)
                 code = errno.EIO
             elif code in (errno.EIO, errno.ENOSPC):
-                logger.error("%s: %s", handler.__name__, error)
+                logger.error("%s: %s", name, error)
             raise pyfuse3.FUSEError(code) from None
 
     return guarded

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyfuse3
 
+from gridfs.files import acl
 from gridfs.files.filesystem import FileSystem
 from gridfs.files.namespace import Change
+from gridfs.fuse import setid
 from gridfs.fuse.errors import firewall
+from gridfs.fuse.nameless import Nameless
+from gridfs.fuse.setid import Occasion
 from gridfs.meta.rows import Inode
+from storage.errors import StorageError
 from storage.ports import Buffer
+
+logger = logging.getLogger(__name__)
 
 DOT, DOT_DOT = 1, 2
 """Cookies of `.` and `..`; those of the metadata begin behind them."""
-BATCH = 512
-"""Directory entries fetched at a time."""
+BATCH = 64
+"""Directory entries fetched at a time; the kernel has room for some 200 of them in one request."""
 BLOCK_SIZE = 65536
+XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
+LABEL = b"security.selinux"
+"""The kernel takes no labels from FUSE. Told that there are none, `ls -l` stops asking for one per file."""
 WANTS_WRITE = os.O_WRONLY | os.O_RDWR
 
 
@@ -30,10 +43,18 @@ class Handlers(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = True
 
-    def __init__(self, files: FileSystem, attr_timeout_s: float) -> None:
+    def __init__(
+        self, files: FileSystem, attr_timeout_s: float, *, acl: bool = True, atime: bool = True
+    ) -> None:
         super().__init__()
+        self.enable_acl = acl
+        self.calls: dict[str, int] = {}
+        self.own_init = False
+        """Whether the set-ID bits are ours to clear, and umasks ours to apply."""
         self._files = files
         self._namespace = files.namespace
+        self._nameless = Nameless(files.namespace)
+        self._keeps_atime = atime
         self._timeout = attr_timeout_s
 
     # ---- attributes
@@ -79,7 +100,7 @@ class Handlers(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         self._files.require_writable()
         current = self._namespace.inode(inode)
-        mode = None
+        mode = self._without_set_id(current, fields, ctx) if self.own_init else None
         if fields.update_mode:
             mode = stat.S_IFMT(current.mode) | stat.S_IMODE(attr.st_mode)
         change = Change(
@@ -91,16 +112,49 @@ class Handlers(pyfuse3.Operations):
             ctime=attr.st_ctime_ns if fields.update_ctime else None,
             size=attr.st_size if fields.update_size else None,
         )
+        if fields.update_size and not fields.update_mtime:
+            # The kernel keeps the times of what it caches, and leaves them where the size stays as it is.
+            change = replace(change, mtime=current.mtime, ctime=change.ctime or current.ctime)
         self._namespace.change(inode, change)
         return self._attributes(self._namespace.inode(inode))
+
+    def _without_set_id(self, inode: Inode, fields: Any, ctx: Any) -> int | None:
+        """The mode that a SETATTR without a mode leaves; None where it stays."""
+        if not setid.has_bits(inode.mode):
+            return None
+        who = setid.caller(ctx.uid, ctx.gid, ctx.pid)
+        mode = setid.cleared(inode.mode, inode.gid, who)
+        if mode == inode.mode:
+            return None
+        match setid.occasion(fields):
+            case Occasion.NOTHING:
+                return None
+            case Occasion.TRUNCATE if who.can(setid.CAP_FSETID):
+                return None
+            case Occasion.CHOWN_NOBODY if who.uid != inode.uid and not who.can(setid.CAP_FOWNER):
+                raise pyfuse3.FUSEError(errno.EPERM)
+            case _:
+                return mode
 
     @firewall
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Inode numbers are never used twice, so nothing is kept per lookup."""
+        self._nameless.forgotten(ino for ino, _ in inode_list)
 
     @firewall
     async def readlink(self, inode: int, ctx: object) -> bytes:
+        self._accessed(inode)
         return self._namespace.inode(inode).target
+
+    def _accessed(self, ino: int) -> bool:
+        """Something was read of an inode; whether that moved its access time."""
+        if not self._keeps_atime or not self._files.writable:
+            return False
+        try:
+            return self._namespace.accessed(ino)
+        except (OSError, StorageError) as error:
+            logger.warning("inode %d: its access time stays: %s", ino, error)  # no reason to refuse a read
+            return False
 
     @firewall
     async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
@@ -121,18 +175,19 @@ class Handlers(pyfuse3.Operations):
     ) -> Inode:
         self._files.require_writable()
         await self._files.require_room()
-        cloned = self._files.trees.make(parent, name, mode, ctx.pid)
-        return cloned or self._namespace.make(parent, name, mode, ctx.uid, ctx.gid, rdev, target)
+        return self._files.trees.make(parent, name, mode, ctx.pid) or self._namespace.make(
+            parent, name, mode, ctx.uid, ctx.gid, rdev, target, ctx.umask
+        )
 
     @firewall
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any
     ) -> pyfuse3.EntryAttributes:
-        return self._attributes(await self._make(parent_inode, name, mode & ~ctx.umask, ctx, rdev))
+        return self._attributes(await self._make(parent_inode, name, mode, ctx, rdev))
 
     @firewall
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        mode = stat.S_IFDIR | stat.S_IMODE(mode & ~ctx.umask)
+        mode = stat.S_IFDIR | stat.S_IMODE(mode)
         return self._attributes(await self._make(parent_inode, name, mode, ctx))
 
     @firewall
@@ -152,12 +207,14 @@ class Handlers(pyfuse3.Operations):
     @firewall
     async def unlink(self, parent_inode: int, name: bytes, ctx: object) -> None:
         self._files.require_writable()
-        self._namespace.unlink(parent_inode, name)
+        with self._nameless.kept(parent_inode, name):
+            self._namespace.unlink(parent_inode, name)
 
     @firewall
     async def rmdir(self, parent_inode: int, name: bytes, ctx: object) -> None:
         self._files.require_writable()
-        self._namespace.rmdir(parent_inode, name)
+        with self._nameless.kept(parent_inode, name):
+            self._namespace.rmdir(parent_inode, name)
 
     @firewall
     async def rename(
@@ -169,7 +226,8 @@ class Handlers(pyfuse3.Operations):
         flags: int,
         ctx: object,
     ) -> None:
-        self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        with self._nameless.kept(parent_inode_new, name_new):
+            self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     # ---- directories
 
@@ -182,6 +240,7 @@ class Handlers(pyfuse3.Operations):
         directory = self._files.directory(fh)
         if not start_id:
             self._files.rewind_directory(fh)
+            self._accessed(directory)
         if start_id < DOT and not pyfuse3.readdir_reply(
             token, b".", self._attributes(self._namespace.inode(directory)), DOT
         ):
@@ -193,7 +252,7 @@ class Handlers(pyfuse3.Operations):
         after = max(start_id, DOT_DOT)
         while entries := self._files.list_directory(fh, after, BATCH):
             for entry in entries:
-                attributes = self._attributes(self._namespace.inode(entry.ino))
+                attributes = self._attributes(entry.inode)
                 if not pyfuse3.readdir_reply(token, entry.name, attributes, entry.cookie):
                     return
                 after = entry.cookie
@@ -214,14 +273,33 @@ class Handlers(pyfuse3.Operations):
             self._files.require_writable(inode)
             await self._files.require_room()
         if flags & os.O_TRUNC:
-            self._namespace.change(inode, Change(size=0))
+            mode = self._truncated_mode(inode, ctx)
+            self._namespace.change(inode, Change(size=0, mode=mode))
+            if mode is not None:
+                self._forget_attributes(inode)
+        if not flags & (WANTS_WRITE | os.O_NOATIME) and self._accessed(inode):
+            # Reads from the page cache do not come here, so an open to read counts as one.
+            self._forget_attributes(inode)
         return pyfuse3.FileInfo(fh=self._files.open(inode), keep_cache=True)
+
+    @staticmethod
+    def _forget_attributes(ino: int) -> None:
+        """The answer to an open has no attributes, and the kernel would go on with the old ones."""
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
+
+    def _truncated_mode(self, ino: int, ctx: Any) -> int | None:
+        inode = self._namespace.inode(ino)
+        if not self.own_init or not setid.has_bits(inode.mode):
+            return None
+        who = setid.caller(ctx.uid, ctx.gid, ctx.pid)
+        return None if who.can(setid.CAP_FSETID) else setid.cleared(inode.mode, inode.gid, who)
 
     @firewall
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        mode = stat.S_IFREG | stat.S_IMODE(mode & ~ctx.umask)
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
         inode = await self._make(parent_inode, name, mode, ctx)
         info = pyfuse3.FileInfo(fh=self._files.open(inode.ino), keep_cache=True)
         return info, self._attributes(inode)
@@ -232,11 +310,17 @@ class Handlers(pyfuse3.Operations):
 
     @firewall
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._files.write(fh, off, buf)
+        # With its write-back cache the kernel stamps each write when it is made, and sends that stamp; this
+        # may come any time later, and not at all where the stamp is the one that we gave.
+        return await self._files.write(fh, off, buf, stamped=True)
 
     @firewall
     async def flush(self, fh: int) -> None:
-        """close(2): what was written is in the spool already."""
+        """close(2): what was written is in the spool already, so the kernel need not ask again.
+
+        It still sends, and reports, what its own cache holds back before a close returns.
+        """
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @firewall
     async def release(self, fh: int) -> None:
@@ -250,20 +334,45 @@ class Handlers(pyfuse3.Operations):
 
     @firewall
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
-        return self._namespace.xattr(inode, name)
+        self._require_namespace(name)
+        try:
+            return self._namespace.xattr(inode, name)
+        except OSError as error:
+            if name == LABEL and error.errno == errno.ENODATA:
+                raise pyfuse3.FUSEError(errno.EOPNOTSUPP) from None
+            raise
 
     @firewall
-    async def listxattr(self, inode: int, ctx: object) -> Sequence[bytes]:
-        return self._namespace.xattrs(inode)
+    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
+        names = self._namespace.xattrs(inode)
+        if not any(name.startswith(b"trusted.") for name in names):
+            return names
+        # Linux shows these to administrators only.
+        sees_all = setid.caller(ctx.uid, ctx.gid, ctx.pid).can(setid.CAP_SYS_ADMIN)
+        return [name for name in names if sees_all or not name.startswith(b"trusted.")]
 
     @firewall
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
         self._files.require_writable()
-        if name.startswith(b"system."):
-            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        self._namespace.set_xattr(inode, name, value)
+        self._require_namespace(name)
+        if name not in acl.NAMES:
+            self._namespace.set_xattr(inode, name, value)
+            return
+        found = self._namespace.inode(inode)
+        who = setid.caller(ctx.uid, ctx.gid, ctx.pid)
+        self._namespace.set_acl(inode, name, value, keeps_set_gid=setid.in_group(found.gid, who))
 
     @firewall
     async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
         self._files.require_writable()
-        self._namespace.remove_xattr(inode, name)
+        self._require_namespace(name)
+        if name in acl.NAMES:
+            self._namespace.remove_acl(inode, name)
+        else:
+            self._namespace.remove_xattr(inode, name)
+
+    def _require_namespace(self, name: bytes) -> None:
+        if not name.startswith(XATTR_NAMESPACES) and not (self.enable_acl and name in acl.NAMES):
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        if name in XATTR_NAMESPACES:
+            raise pyfuse3.FUSEError(errno.EINVAL)

@@ -7,6 +7,7 @@ from itertools import chain
 
 import apsw
 
+from gridfs.meta.operations import MAX_INTEGER
 from gridfs.meta.schema import State
 
 # 16384, 32768 and 40960 are S_IFDIR, S_IFREG and S_IFLNK under S_IFMT; inode 1 is the root.
@@ -26,6 +27,10 @@ QUERIES = (
         "inode {} is detached, and not a directory without a name",
         "SELECT d.ino FROM detached d LEFT JOIN inode i USING (ino) WHERE i.ino IS NULL"
         " OR i.mode & 61440 != 16384 OR EXISTS (SELECT 1 FROM entry e WHERE e.ino = d.ino)",
+    ),
+    (
+        "directory {} has two entries at cookie {}",
+        "SELECT parent, cookie FROM entry GROUP BY parent, cookie HAVING count(*) > 1",
     ),
     (
         "file {} counts {} links",
@@ -108,7 +113,6 @@ QUERIES = (
 TOTALS = (
     ("files", "SELECT count(*) FROM inode WHERE mode & 61440 != 16384"),
     ("directories", "SELECT count(*) FROM inode WHERE mode & 61440 = 16384"),
-    ("bytes", "SELECT coalesce(sum(size), 0) FROM inode WHERE mode & 61440 = 32768"),
     ("packs", "SELECT count(*) FROM pack WHERE ref NOT IN (SELECT pack FROM garbage)"),
     ("live_bytes", "SELECT coalesce(sum(live), 0) FROM pack"),
     ("missing_shares", "SELECT coalesce(sum(debt), 0) FROM pack WHERE ref NOT IN (SELECT pack FROM garbage)"),
@@ -144,6 +148,12 @@ def _counts(database: apsw.Connection, state: State) -> Iterator[str]:
         counted = database.execute(query).get
         if counted != getattr(state, name):
             yield f"{name} are {counted}, not {getattr(state, name)}"
+    # In two halves, for the sum may be larger than an integer of SQLite's.
+    halves = "SELECT sum(size >> 31), sum(size & 2147483647) FROM inode WHERE mode & 61440 = 32768"
+    for high, low in database.execute(halves):
+        counted = ((high or 0) * (1 << 31) + (low or 0)) & MAX_INTEGER
+        if counted != state.bytes:
+            yield f"bytes are {counted}, not {state.bytes}"
     for name, query in COUNTERS:
         highest = database.execute(query).get or 0
         if highest >= getattr(state, name):

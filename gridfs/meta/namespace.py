@@ -22,6 +22,7 @@ from gridfs.meta.operations import (
     Rename,
     SetAttributes,
     SetXattr,
+    Together,
     Unlink,
     Write,
 )
@@ -60,6 +61,7 @@ class Namespace:
             Write: self._write,
             SetXattr: self._set_xattr,
             RemoveXattr: self._remove_xattr,
+            Together: self._together,
         }
 
     # Applying
@@ -125,7 +127,7 @@ class Namespace:
             self._state.directories -= 1
         else:
             self._state.files -= 1
-            self._state.bytes -= inode.size if stat.S_ISREG(inode.mode) else 0
+            self._state.add_bytes(-inode.size if stat.S_ISREG(inode.mode) else 0)
 
     def _rename(self, operation: Rename, number: int) -> None:
         moved = self._tree.entry("rename", operation.parent, operation.name, operation.ino)
@@ -200,7 +202,7 @@ class Namespace:
             size = operation.size
             if size < inode.size:
                 self._bodies.truncate(operation.ino, size, number)
-            self._state.bytes += size - inode.size
+            self._state.add_bytes(size - inode.size)
         mode = inode.mode
         if operation.mode is not None:
             mode = stat.S_IFMT(mode) | operation.mode & PERMISSIONS
@@ -225,10 +227,11 @@ class Namespace:
         end = operation.offset + operation.length
         size = max(inode.size, end) if operation.length else inode.size
         self._database.execute(
-            "UPDATE inode SET size = ?, mtime = ?, ctime = ? WHERE ino = ?",
-            (size, operation.time, operation.time, operation.ino),
+            "UPDATE inode SET size = ?1, mtime = coalesce(?2, mtime), ctime = coalesce(?2, ctime)"
+            " WHERE ino = ?3",
+            (size, operation.time, operation.ino),
         )
-        self._state.bytes += size - inode.size
+        self._state.add_bytes(size - inode.size)
 
     def _set_xattr(self, operation: SetXattr, number: int) -> None:
         self._tree.required("set xattr", operation.ino)
@@ -245,6 +248,10 @@ class Namespace:
             "DELETE FROM xattr WHERE ino = ? AND name = ?", (operation.ino, operation.name)
         )
         self._count_links(operation.ino, 0, operation.time)
+
+    def _together(self, operation: Together, number: int) -> None:
+        for part in operation.parts:
+            self.apply(part, number)
 
     # Changes of one row
 

@@ -107,7 +107,8 @@ class Write(msgspec.Struct, frozen=True, array_like=True, tag=7, forbid_unknown_
     ino: Inode
     offset: Count
     length: Count
-    time: Time
+    time: Time | None
+    """None leaves the times: who wrote sets them by itself, before or after."""
 
 
 class SetXattr(msgspec.Struct, frozen=True, array_like=True, tag=8, forbid_unknown_fields=True, gc=False):
@@ -181,6 +182,14 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=10, forbid_unknow
     extents: list[ExtentRecord]
 
 
+class Together(msgspec.Struct, frozen=True, array_like=True, tag=12, forbid_unknown_fields=True, gc=False):
+    """Changes of inodes and their extended attributes that are made in one step or not at all, in order."""
+
+    parts: Annotated[
+        list[Make | SetAttributes | SetXattr | RemoveXattr], msgspec.Meta(min_length=1, max_length=16)
+    ]
+
+
 class Clone(msgspec.Struct, frozen=True, array_like=True, tag=13, forbid_unknown_fields=True, gc=False):
     """A new inode that is a copy of another one as it stands: attributes, extended attributes, extents.
 
@@ -228,6 +237,7 @@ Operation = (
     | SetXattr
     | RemoveXattr
     | Commit
+    | Together
     | Clone
     | Attach
     | Detach

@@ -21,7 +21,7 @@ class _Span(NamedTuple):
     number: int
     start: int
     end: int
-    time: int
+    time: int | None
     stored: int
     """Number of the row that this span stands in already; 0 for none."""
 
@@ -83,9 +83,10 @@ class Outbox:
     def _gather(self, number: int, write: Write) -> None:
         start, end = write.offset, write.offset + write.length
         span = self._gathered.get(write.ino)
-        stored = 0
+        stored, time = 0, write.time
         if span is not None:
             stored = span.stored
+            time = span.time if time is None else time
             if start == end:  # an empty write changes no size
                 start, end = span.start, span.end
             elif span.start < span.end:
@@ -93,7 +94,7 @@ class Outbox:
         elif len(self._gathered) >= GATHERED_INODES_MAX:
             self.flush()
             self._gathered.clear()
-        self._gathered[write.ino] = _Span(number, start, end, write.time, stored)
+        self._gathered[write.ino] = _Span(number, start, end, time, stored)
         self._unwritten[write.ino] = None
 
     def _insert(self, number: int, operation: Operation) -> None:

@@ -21,8 +21,7 @@ class Sealer(Protocol):
         """The inverse of `seal`; raises `storage.errors.Corrupt` for anything else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
     """One inode. Times in nanoseconds since 1970."""
 
     ino: int
@@ -55,6 +54,14 @@ class Entry(NamedTuple):
     ino: int
     mode: int
     """The type bits only (S_IFMT)."""
+
+
+class Listed(NamedTuple):
+    """One name in a directory, with all that its inode says."""
+
+    cookie: int
+    name: bytes
+    inode: Inode
 
 
 class Extent(NamedTuple):
@@ -120,7 +127,7 @@ class Totals:
     """Inodes that are not directories, orphans included."""
     directories: int
     bytes: int
-    """Sizes of all regular files, holes included."""
+    """Sizes of all regular files, holes included, modulo 2**63."""
     packs: int
     """Packs in use, journal packs among them; garbage is not."""
     live_bytes: int

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import apsw
 import msgspec
 
+from gridfs.meta.operations import MAX_INTEGER
 from gridfs.meta.rows import FIRST_COOKIE, Totals
 from storage.errors import Corrupt, Exhausted, Missing, Refused, StorageError, Unavailable
 
@@ -44,7 +45,7 @@ CREATE TABLE entry (
     parent INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL, cookie INTEGER NOT NULL,
     type INTEGER NOT NULL, PRIMARY KEY (parent, name)
 ) WITHOUT ROWID, STRICT;
-CREATE UNIQUE INDEX entry_cookie ON entry (parent, cookie);
+CREATE INDEX entry_cookie ON entry (parent, cookie, ino);
 CREATE TABLE xattr (
     ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (ino, name)
 ) WITHOUT ROWID, STRICT;
@@ -85,6 +86,10 @@ class State(msgspec.Struct, array_like=True):
     packs: int = 0
     live_bytes: int = 0
     missing_shares: int = 0
+
+    def add_bytes(self, change: int) -> None:
+        """Modulo 2**63: a handful of the largest sparse files have more than an integer holds."""
+        self.bytes = (self.bytes + change) & MAX_INTEGER
 
     def totals(self) -> Totals:
         return Totals(

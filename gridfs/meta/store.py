@@ -27,7 +27,7 @@ from gridfs.meta.namespace import Namespace, make_root
 from gridfs.meta.operations import Attach, Clone, Commit, Detach, Operation
 from gridfs.meta.outbox import Outbox
 from gridfs.meta.packs import Packs, key_hash
-from gridfs.meta.rows import ROOT, Entry, Extent, Garbage, Inode, Pack, Sealer, Totals
+from gridfs.meta.rows import ROOT, Entry, Extent, Garbage, Inode, Listed, Pack, Sealer, Totals
 from gridfs.meta.schema import State, checkpoint_on_own_connection, translated
 from gridfs.meta.tree import Tree
 from storage.errors import Corrupt
@@ -38,6 +38,7 @@ __all__ = [
     "Extent",
     "Garbage",
     "Inode",
+    "Listed",
     "Metadata",
     "Pack",
     "Sealer",
@@ -262,6 +263,11 @@ class Metadata:
         A name keeps its cookie when it is renamed within its directory or replaced by a rename.
         """
         return self._tree.entries(parent, after_cookie, limit)
+
+    @translated
+    def listing(self, parent: int, after_cookie: int = 0, limit: int = 1000) -> list[Listed]:
+        """Like `entries`, each with its inode."""
+        return self._tree.listing(parent, after_cookie, limit)
 
     @property
     def last_cookie(self) -> int:

@@ -11,11 +11,18 @@ from typing import Any, NamedTuple
 import apsw
 
 from gridfs.meta.operations import NAME_BYTES_MAX
-from gridfs.meta.rows import ROOT, Entry, Inode
+from gridfs.meta.rows import ROOT, Entry, Inode, Listed
 from storage.errors import Corrupt, Missing
 
 DEPTH_MAX = 100_000
 """Directories above each other; more means a ring in a damaged database."""
+
+# While a cut is being worked off, more is held than the file has bytes.
+_INODE = (
+    "ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, coalesce(target, x''),"
+    " (min(held, size) + 511) / 512, read_only"
+)
+"""The fields of Inode, in its order."""
 
 
 class Name(NamedTuple):
@@ -39,20 +46,8 @@ class Tree:
         self._database = database
 
     def inode(self, ino: int) -> Inode | None:
-        row: Any = self._database.execute(
-            "SELECT mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, held, read_only"
-            " FROM inode WHERE ino = ?",
-            (ino,),
-        ).fetchone()
-        if row is None:
-            return None
-        mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, held, read_only = row
-        # While a cut is being worked off, more is held than the file has bytes.
-        blocks = (min(held, size) + 511) // 512
-        return Inode(
-            ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target or b"", blocks,
-            bool(read_only),
-        )  # fmt: skip
+        row: Any = self._database.execute(f"SELECT {_INODE} FROM inode WHERE ino = ?", (ino,)).fetchone()  # noqa: S608
+        return None if row is None else Inode._make(row)
 
     def lookup(self, parent: int, name: bytes) -> int | None:
         ino = self._database.execute(
@@ -73,6 +68,15 @@ class Tree:
             (parent, after_cookie, limit),
         )
         return [Entry(*row) for row in rows]
+
+    def listing(self, parent: int, after_cookie: int, limit: int) -> list[Listed]:
+        """Like `entries`, with the inodes; one query, and entries come from the index alone."""
+        rows = self._database.execute(
+            f"SELECT cookie, name, {_INODE} FROM entry CROSS JOIN inode USING (ino)"  # noqa: S608
+            " WHERE entry.parent = ? AND cookie > ? ORDER BY cookie LIMIT ?",
+            (parent, after_cookie, limit),
+        )
+        return [Listed(row[0], row[1], Inode._make(row[2:])) for row in rows]
 
     def has_entries(self, parent: int) -> bool:
         return bool(

@@ -15,6 +15,7 @@ from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Prefetcher, ReadaheadConfig
 from gridfs.files.replay import replay
 from gridfs.files.spool import Spool
+from gridfs.files.stamps import Stamps
 from gridfs.files.writer import Writer
 from gridfs.meta.operations import Commit
 from gridfs.meta.rows import ROOT
@@ -55,10 +56,11 @@ class Local:
         replay(self.log, self.dirty, emptied)
         self.writer = QuietWriter()
         prefetcher = Prefetcher(cast(Any, None), ReadaheadConfig())
+        stamps = Stamps(machine.clock)
         self.contents = Contents(
-            self.log, self.dirty, cast(Writer, self.writer), prefetcher, machine.clock, ContentsConfig()
+            self.log, self.dirty, cast(Writer, self.writer), prefetcher, stamps, ContentsConfig()
         )
-        self.namespace = Namespace(self.log, self.contents, machine.clock)
+        self.namespace = Namespace(self.log, self.contents, stamps)
 
     def make(self, name: bytes, mode: int = FILE, parent: int = ROOT) -> int:
         return self.namespace.make(parent, name, mode, 1, 1).ino

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from gridfs.files.contents import FILE_SIZE_MAX
 from gridfs.files.namespace import (
+    DAY_NS,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     TARGET_MAX,
@@ -157,6 +159,32 @@ def test_a_set_group_id_folder_hands_its_group_down() -> None:
     on_a_laptop(work)
 
 
+def test_links_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gridfs.files.namespace.LINK_MAX", 4)
+
+    def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        names = local.namespace
+        file, full, other = local.make(b"file"), local.make(b"full", FOLDER), local.make(b"other", FOLDER)
+        for name in (b"1", b"2", b"3"):
+            names.link(file, other, name)
+        for name in (b"1", b"2"):
+            local.make(name, FOLDER, full)
+        local.make(b"moved", FOLDER, other)
+        for call in (
+            lambda: names.link(file, full, b"5"),
+            lambda: local.make(b"3", FOLDER, full),
+            lambda: names.rename(other, b"moved", full, b"moved", 0),
+        ):
+            with pytest.raises(OSError, match="Too many links"):
+                call()
+        names.rename(other, b"moved", full, b"1", 0)
+        local.make(b"a file counts no link", FILE, full)
+        assert (names.inode(file).nlink, names.inode(full).nlink, names.inode(other).nlink) == (4, 4, 2)
+
+    on_a_laptop(work)
+
+
 def test_dots_and_times() -> None:
     def work(laptop: Laptop) -> None:
         local = laptop.open()
@@ -168,5 +196,44 @@ def test_dots_and_times() -> None:
         assert (changed.atime, changed.mtime, changed.ctime) == (1, 2, 3)
         names.change(tree["file"], Change(size=10))
         assert names.inode(tree["file"]).mtime == names.inode(tree["file"]).ctime > 3
+
+    on_a_laptop(work)
+
+
+@pytest.mark.parametrize(
+    ("atime", "mtime", "ctime", "moves"),
+    [
+        (-5, -5, -9, True),
+        (-5, -9, -5, True),
+        (-5, -9, -4, True),
+        (-5, -9, -9, False),
+        (5, -9, -9, False),
+        (-DAY_NS, -DAY_NS - 5, -DAY_NS - 5, True),
+        (1 - DAY_NS, -DAY_NS - 5, -DAY_NS - 5, False),
+    ],
+)
+def test_relatime(atime: int, mtime: int, ctime: int, moves: bool) -> None:
+    """An access time moves where mtime or ctime is not behind it, and when it is a day old."""
+
+    def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        ino, names, now = local.make(b"file"), local.namespace, local.machine.clock.now_ns()
+        names.change(ino, Change(atime=now + atime, mtime=now + mtime, ctime=now + ctime))
+        assert names.accessed(ino) == moves
+        seen = names.inode(ino)
+        assert (seen.mtime, seen.ctime) == (now + mtime, now + ctime)
+        assert seen.atime == (now if moves else now + atime)
+
+    on_a_laptop(work)
+
+
+def test_a_file_has_a_largest_size() -> None:
+    def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        ino = local.make(b"file")
+        local.namespace.change(ino, Change(size=FILE_SIZE_MAX))
+        with pytest.raises(OSError, match="File too large"):
+            local.namespace.change(ino, Change(size=FILE_SIZE_MAX + 1))
+        assert local.namespace.inode(ino).size == FILE_SIZE_MAX
 
     on_a_laptop(work)

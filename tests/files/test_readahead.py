@@ -17,6 +17,7 @@ from gridfs.assembly import Parts
 from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.namespace import Change, Namespace
 from gridfs.files.readahead import Prefetcher, Readahead, ReadaheadConfig
+from gridfs.files.stamps import Stamps
 from gridfs.meta.rows import ROOT
 from tests.simulation.entropy import SimClock
 from tests.simulation.filesystem import FILE, Client, start_servers
@@ -48,12 +49,12 @@ class Bench:
 def on_a_bench(seed: int, work: Callable[[Bench], Awaitable[None]], config: ReadaheadConfig = CONFIG) -> None:
     @asynccontextmanager
     async def bench(parts: Parts) -> AsyncIterator[Bench]:
-        clock = SimClock()
+        stamps = Stamps(SimClock())
         prefetcher = Prefetcher(parts.prefetcher.reader, config)
-        contents = Contents(parts.log, parts.dirty, parts.writer, prefetcher, clock, ContentsConfig())
+        contents = Contents(parts.log, parts.dirty, parts.writer, prefetcher, stamps, ContentsConfig())
         async with trio.open_nursery() as nursery:
             await nursery.start(prefetcher.run)
-            yield Bench(parts, prefetcher, contents, Namespace(parts.log, contents, clock))
+            yield Bench(parts, prefetcher, contents, Namespace(parts.log, contents, stamps))
             nursery.cancel_scope.cancel()
 
     async def scenario(world: World) -> None:

@@ -15,6 +15,7 @@ from gridfs.meta.operations import (
     Rename,
     SetAttributes,
     SetXattr,
+    Together,
     Unlink,
     Write,
 )
@@ -262,6 +263,26 @@ def test_write_extends_and_an_empty_write_does_not(driver: Driver) -> None:
     assert driver.store.totals().bytes == 150
 
 
+def test_a_write_without_a_time_leaves_the_times(driver: Driver) -> None:
+    ino = driver.make(b"file")
+    driver.do(SetAttributes(ino, None, None, None, None, 77, None, 88))
+    driver.do(Write(ino, 0, 10, None))
+    assert (inode(driver, ino).size, inode(driver, ino).mtime, inode(driver, ino).ctime) == (10, 77, 88)
+
+
+def test_more_bytes_in_sparse_files_than_an_integer_holds(driver: Driver) -> None:
+    for number in range(6):
+        ino = driver.make(b"sparse%d" % number)
+        driver.do(SetAttributes(ino, None, None, None, None, None, 1 << 62, 300))
+    assert driver.store.totals().bytes == (6 << 62) % (1 << 63)
+    driver.store.commit()
+    driver.reopen()
+    assert inode(driver, ino).size == 1 << 62
+    driver.do(SetAttributes(ino, None, None, None, None, None, 0, 301))
+    driver.store.commit()
+    assert driver.store.totals().bytes == (5 << 62) % (1 << 63)
+
+
 def test_extended_attributes(driver: Driver) -> None:
     ino = driver.make(b"file")
     driver.do(SetXattr(ino, b"user.b", b"1", 300))
@@ -277,3 +298,25 @@ def test_extended_attributes(driver: Driver) -> None:
     driver.do(Unlink(ROOT, b"file", ino, 304))
     driver.do(Drop(ino))
     assert driver.store.xattrs(ino) == []
+
+
+def test_together_makes_all_of_its_parts_or_none(driver: Driver) -> None:
+    ino = driver.store.reserve_inode()
+    made = Make(ino, ROOT, b"file", FILE, 1, 2, 0, b"", 100)
+    driver.do(Together([made, SetXattr(ino, b"user.a", b"1", 101), SetXattr(ino, b"user.b", b"2", 102)]))
+    assert driver.store.xattrs(ino) == [b"user.a", b"user.b"]
+    changed = SetAttributes(ino, 0o600, None, None, None, None, None, 103)
+    driver.do(Together([changed, RemoveXattr(ino, b"user.a", 104)]))
+    assert (inode(driver, ino).mode, inode(driver, ino).ctime) == (stat.S_IFREG | 0o600, 104)
+    assert driver.store.xattrs(ino) == [b"user.b"]
+
+    driver.do(SetXattr(ino, b"user.c", b"3", 105))
+    wider = SetAttributes(ino, 0o777, None, None, None, None, None, 106)
+    assert "user.a" in driver.refused(Together([wider, RemoveXattr(ino, b"user.a", 106)]))
+    other = Make(ino + 1, ROOT, b"other", FILE, 1, 2, 0, b"", 107)
+    assert "already" in driver.refused(Together([other, made]))
+    assert names(driver) == [b"file"]
+    driver.store.commit()
+    driver.reopen()
+    assert driver.store.xattrs(ino) == [b"user.b", b"user.c"]
+    assert driver.store.check() == []

@@ -18,6 +18,7 @@ from gridfs.meta.operations import (
     Rename,
     SetAttributes,
     SetXattr,
+    Together,
     Unlink,
     Write,
     decode,
@@ -34,8 +35,15 @@ GOLDEN: list[tuple[Operation, str]] = [
     (Rename(1, b"a", 1, b"b", 2, 0, False, 5), "990501c4016101c401620200c205"),
     (SetAttributes(2, None, None, None, None, None, 0, 7), "990602c0c0c0c0c00007"),
     (Write(2, 4096, 512, 5), "950702cd1000cd020005"),
+    (Write(2, 4096, 512, None), "950702cd1000cd0200c0"),
     (SetXattr(2, b"user.x", b"v", 5), "950802c406757365722e78c4017605"),
     (RemoveXattr(2, b"user.x", 5), "940902c406757365722e7805"),
+    (
+        Together(
+            [Make(2, 1, b"a", 0o100644, 0, 0, 0, b"", -1), RemoveXattr(2, b"user.x", 5)],
+        ),
+        "920c929a010201c40161cd81a4000000c400ff940902c406757365722e7805",
+    ),
     (
         Commit(
             [PackRecord(b"\1" * 32, 1, 2, 9, b"\2" * 32, True, [b"\3" * 32, None], [1], 0)],
@@ -69,6 +77,9 @@ def test_golden_bytes(operation: Operation, golden: str) -> None:
         msgspec.msgpack.encode([4, 0]),
         msgspec.msgpack.encode([4, 1 << 63]),
         msgspec.msgpack.encode([4, "2"]),
+        msgspec.msgpack.encode([12, []]),
+        msgspec.msgpack.encode([12, [[4, 2]]]),
+        msgspec.msgpack.encode([12, [[9, 2, b"user.x", 5]] * 17]),
         msgspec.msgpack.encode([7, 2, -1, 5, 0]),
         msgspec.msgpack.encode([2, 2, 1, b"", 0]),
         msgspec.msgpack.encode([13, 3, 0, 1, b"b", False, 0]),

@@ -34,6 +34,14 @@ def test_writes_to_one_inode_are_one_under_the_last_number(driver: Driver) -> No
     assert writes(driver) == [(5, Write(one, 0, 110, 303)), (6, Write(two, 0, 10, 304))]
 
 
+def test_writes_without_a_time_keep_the_last_one(driver: Driver) -> None:
+    ino = driver.make(b"file")
+    driver.do(Write(ino, 0, 10, None))
+    driver.do(Write(ino, 10, 10, 301))
+    driver.do(Write(ino, 20, 10, None))
+    assert writes(driver) == [(4, Write(ino, 0, 30, 301))]
+
+
 def test_writes_are_gathered_over_transactions_too(driver: Driver) -> None:
     ino = driver.make(b"file")
     driver.do(Write(ino, 0, 10, 301))
