@@ -20,8 +20,9 @@ from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.dirty import DirtyData
 from gridfs.files.filesystem import FileSystem, FileSystemConfig
 from gridfs.files.freezing import FreezeConfig, Freezer
+from gridfs.files.headstate import HeadState, load_head_state
 from gridfs.files.history import History
-from gridfs.files.journal import HeadState, Journal, JournalConfig, load_head_state
+from gridfs.files.journal import Journal, JournalConfig
 from gridfs.files.log import LogConfig, OperationLog
 from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Prefetcher, ReadaheadConfig

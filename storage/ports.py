@@ -37,8 +37,20 @@ class File(Protocol):
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill `buffer` from `offset`; returns the bytes read, less than asked only at the end of file."""
 
+    def read_direct(self, buffer: memoryview, offset: int) -> int:
+        """Like `read_into`, for large ranges read once: past the page cache where possible.
+
+        Offset, length and memory are page-aligned (`storage.pages`).
+        """
+
     def write_at(self, parts: Sequence[Buffer], offset: int) -> int:
         """Write all parts one after the other from `offset`; returns their total. OSError on failure."""
+
+    def write_direct(self, data: Buffer, offset: int) -> int:
+        """Like `write_at`, for large data that nobody will read soon: past the page cache where possible.
+
+        Page-aligned memory gets there (`storage.pages`). No other call on this file may run meanwhile.
+        """
 
     def sync(self) -> None:
         """Make the file's bytes and size durable (fdatasync)."""

@@ -86,11 +86,11 @@ class Contents:
         self._writer.truncated(ino, size)
         self._forget_readahead(ino)
 
-    def cloned(self, ino: int, to: int) -> bool:
-        """The new inode `to` is a copy of `ino`; returns whether bytes of it are not in packs yet."""
+    def cloned(self, ino: int, to: int, number: int) -> bool:
+        """Operation `number` made `to`, a copy of `ino`; returns whether bytes of it are in no pack yet."""
         is_dirty = self._dirty.cloned(ino, to)
         if is_dirty:
-            self._writer.written(to)
+            self._writer.want(to, number)
         return is_dirty
 
     def dropped(self, ino: int) -> None:

@@ -188,8 +188,7 @@ class FileSystem:
             return
         number = self._log.number
         with trio.move_on_after(self._config.grid_timeout_s):
-            await self._writer.stored(ino, number)
-            await self._journal.shipped(self._log.number)
+            await self._journal.synced(ino, number)
             return
         raise Unavailable(f"inode {ino}: fsync waited {self._config.grid_timeout_s:g} s. {self.trouble()}")
 

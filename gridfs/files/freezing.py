@@ -90,8 +90,8 @@ class Freezer:
         self._full: dict[int, None] = {}
         self._examined: dict[int, int] = {}
         """Dirty bytes of an inode when no full pack was found in it: it is looked at after one more pack."""
-        self._in_flight: dict[int, dict[int, Run]] = {}
-        """By inode, then by where the run started; runs in flight of one inode never overlap."""
+        self._in_flight: dict[int, dict[Run, None]] = {}
+        """By inode. Runs of one inode never overlap; one that was clipped may begin where another does."""
 
     # ---- what happened
 
@@ -104,7 +104,7 @@ class Freezer:
 
     def truncated(self, ino: int, size: int) -> None:
         """Clip what is in flight: those bytes are gone, whatever comes there later."""
-        for run in self._in_flight.get(ino, {}).values():
+        for run in self._in_flight.get(ino, ()):
             run.end = max(run.start, min(run.end, size))
         self._examined.pop(ino, None)
 
@@ -116,7 +116,7 @@ class Freezer:
         """The flight is committed."""
         for run in flight.runs:
             runs = self._in_flight[run.ino]
-            del runs[run.start]
+            del runs[run]
             if not runs:
                 del self._in_flight[run.ino]
             self._examined.pop(run.ino, None)
@@ -132,7 +132,7 @@ class Freezer:
         overlay = self._dirty.overlay(ino)
         if overlay is not None and any(item.oldest <= number for item in overlay.ranges()):
             return False
-        flying = self._in_flight.get(ino, {}).values()
+        flying = self._in_flight.get(ino, ())
         return not any(run.oldest <= number and run.end > run.start for run in flying)
 
     def unstored(self, number: int) -> list[int]:
@@ -204,7 +204,7 @@ class Freezer:
         overlay = self._dirty.overlay(ino)
         if overlay is None:
             return []
-        flying = sorted(self._in_flight.get(ino, {}).values(), key=lambda run: run.start)
+        flying = sorted(self._in_flight.get(ino, ()), key=lambda run: run.start)
         if not flying:
             return [(item.start, item.end, item.oldest) for item in overlay.ranges()]
         free: list[tuple[int, int, int]] = []
@@ -241,5 +241,5 @@ class Freezer:
         run = Run(ino, start, end, oldest, overlay.freeze(start, end, frozen))
         for piece in run.pieces:
             self._log.spool.pin(piece.source)
-        self._in_flight.setdefault(ino, {})[start] = run
+        self._in_flight.setdefault(ino, {})[run] = None
         return run

@@ -17,7 +17,7 @@ from gridfs.codec.pack import run_key
 from gridfs.grid.downloader import Downloader, PackRef, SegmentRead
 from gridfs.grid.heads import HeadServers
 from gridfs.meta.operations import PackRecord
-from gridfs.meta.records import HeadBody, JournalBody, decode_journal, open_head
+from gridfs.meta.records import CarriedData, HeadBody, JournalBody, decode_journal, open_head
 from storage.client import Traffic
 from storage.errors import Corrupt
 from storage.format.head import HeadRecord, log_name
@@ -84,6 +84,27 @@ class History:
             raise Corrupt(f"the journal lacks the operations before {reached}")
         operations = [row for piece in reversed(pieces) for row in piece if row[0] > number]
         return Tail(operations, journals, body.gathered)
+
+    async def carried(self, newest: HeadRecord) -> list[tuple[int, CarriedData]]:
+        """Data in the records up to `newest` that may be in no pack, each with its record's last operation.
+
+        In the order of the records. Raises Corrupt where a record is missing or damaged.
+        """
+        body = self.body(newest)
+        if not body.carries:
+            return []
+        bodies = [body]
+        previous = newest.previous
+        known: dict[bytes, HeadRecord] | None = None
+        while not bodies[-1].begins:
+            if known is None:
+                known = {record.record_hash(): record for record in await self._heads.records()}
+            record = known.get(previous)
+            if record is None:
+                raise Corrupt("the head log lacks records with synced data")
+            bodies.append(self.body(record))
+            previous = record.previous
+        return [(body.last, data) for body in reversed(bodies) for data in body.data]
 
     async def _journals(self, newest: PackRecord | None) -> list[PackRecord]:
         if newest is None:

@@ -15,16 +15,17 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
-import msgspec
 import trio
 
 from gridfs.codec.keys import KeyTree, sign
 from gridfs.codec.pack import max_plaintext, seal_pack
+from gridfs.files.carrying import Carrying, Picked
 from gridfs.files.dirty import DirtyData
+from gridfs.files.headstate import HeadState, load_journals, save_head_state, save_journals
 from gridfs.files.history import History
 from gridfs.files.log import OperationLog
+from gridfs.files.restoring import restore
 from gridfs.files.writer import Writer, pack_record
 from gridfs.grid.errors import GridError, NotEnoughServers
 from gridfs.grid.heads import Claim, HeadServers
@@ -38,54 +39,20 @@ from gridfs.meta.records import (
     operations_max,
     seal_head,
 )
-from gridfs.meta.store import Metadata
 from storage.errors import Conflict, StorageError
-from storage.format.head import GENESIS, HeadRecord, log_name, trim_signed_bytes
+from storage.format.head import HeadRecord, log_name, trim_signed_bytes
 from storage.ports import Machine
 
 logger = logging.getLogger(__name__)
 
-STATE_VALUE = "head"
-JOURNALS_VALUE = "journals"
-"""Kept apart from the state, which is written with every record and must stay small."""
 JOURNAL_BYTES_MAX = 6 << 20
 """Encoded operations in one journal pack."""
-GATHER_BYTES = 512 << 10
-"""Shipped inline since the newest journal pack: from here on they are gathered."""
+GATHER_BYTES = 4 << 20
+"""Operations and data in records since the newest journal pack: from here on they are gathered."""
 
 
 class TakenOver(Exception):
     """Another mount writes this file system now. `str()` is one line for a person."""
-
-
-class HeadState(msgspec.Struct, array_like=True):
-    """What this client remembers of the head log, kept in the metadata."""
-
-    epoch: int
-    mount_id: bytes
-    sequence: int = 0
-    previous: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] = GENESIS
-    shipped: int = 0
-    gathered: int = 0
-    emptied: int = 0
-    """Number up to which the outbox was emptied."""
-
-    @property
-    def stamp(self) -> tuple[int, int]:
-        """(epoch, sequence) under which leases are asserted."""
-        return self.epoch, self.sequence
-
-
-def load_head_state(metadata: Metadata) -> HeadState:
-    """What the last mount saved, or a fresh state."""
-    stored = metadata.get_value(STATE_VALUE)
-    return HeadState(0, bytes(16)) if stored is None else msgspec.msgpack.decode(stored, type=HeadState)
-
-
-def load_journals(metadata: Metadata) -> list[PackRecord]:
-    """The journal packs that the last mount knew of, oldest first."""
-    stored = metadata.get_value(JOURNALS_VALUE)
-    return [] if stored is None else msgspec.msgpack.decode(stored, type=list[PackRecord])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +75,10 @@ class _Draft:
     last: int
     """The last operation that it stands for."""
     size: int
-    """Bytes of operations inside it."""
-    gathered: bool
-    """Whether it names a new journal pack."""
+    """Bytes of operations and data inside it."""
+    gathered: int
+    """The last operation in the journal packs that it names."""
+    picked: Picked
 
 
 class Journal:
@@ -143,8 +111,12 @@ class Journal:
         self._wake = trio.Event()
         self._progress = trio.Event()
         self._barriers: deque[tuple[int, int]] = deque()
-        self._inline_bytes = 0
-        self._standalone = True
+        self._carrying = Carrying(log, dirty, writer)
+        self._record_bytes = 0
+        self._begins = True
+        """The next record stands for itself."""
+        self._is_settled = False
+        """What the newest record knows is here, data included."""
         self._draft: _Draft | None = None
         """What was sent and not yet taken by W servers. Some may have it, and they take no other in its
         place: it is sent again as it is until W have it."""
@@ -189,7 +161,7 @@ class Journal:
             epoch, step = epoch + step, step * 2
         await self._adopt(claim)
         self.claimed = claim.promises >= self._config.quorum
-        self._standalone = True
+        self._begins = True
 
     async def _adopt(self, claim: Claim) -> None:
         """Take over the newest record; a local state that is older is rolled forward first.
@@ -202,7 +174,8 @@ class Journal:
                 logger.warning("the head servers that answered know no record of this file system")
             return
         body = self._history.body(newest)
-        if newest.mount_id != state.mount_id and self._log.number > state.shipped:
+        is_known = newest.record_hash() == state.previous
+        if newest.mount_id != state.mount_id and not is_known and self._log.number > state.shipped:
             raise TakenOver(
                 "another client has written this file system since it was last mounted here, and this "
                 f"machine still holds {self._log.number - state.shipped} operations of its own"
@@ -210,16 +183,22 @@ class Journal:
         if newest.sequence < state.sequence and newest.mount_id == state.mount_id:
             return  # those who answered have older records than W servers took from us
         is_ahead = body.last > self._log.number
+        carried = [] if is_known and self._is_settled else await self._history.carried(newest)
         if is_ahead:
             await self._roll_forward(newest)
+        if carried:
+            self._carrying.restored(restore(self._log, self._dirty, carried))
         state.sequence = newest.sequence
-        if newest.record_hash() == state.previous or claim.holders >= self._config.quorum:
+        if is_known or claim.holders >= self._config.quorum:
             state.shipped = max(state.shipped, body.last)
         state.previous = newest.record_hash()
         self._save()
-        if is_ahead:
+        if carried:
+            await self._log.spool.sync()
+        if is_ahead or carried:
             # The spool goes on behind what it lacks: only once nothing can undo that any more.
             await self._log.settle()
+        self._is_settled = True
 
     async def _roll_forward(self, newest: HeadRecord) -> None:
         tail = await self._history.behind(newest, self._log.number)
@@ -234,7 +213,24 @@ class Journal:
     def hold(self, number: int, ino: int) -> None:
         """Operation `number` put `ino` in the place of another file: its data must be stored first."""
         self._barriers.append((number, ino))
-        self._writer.want(ino, number)
+
+    async def synced(self, ino: int, number: int) -> None:
+        """Wait until the inode's data and all operations up to `number` are in the grid.
+
+        Little data travels in the record itself, more is stored in packs first. Raises TakenOver.
+        """
+        self._check_owner()
+        if self.state.shipped >= number and self._is_safe(ino, number):
+            return
+        if self._carrying.takes(ino, self._log.number):
+            want = self._carrying.want(ino, number)
+            self._wake.set()
+            await want.settled.wait()
+            if want.is_carried:
+                return
+            self._check_owner()
+        await self._writer.stored(ino, number)
+        await self.shipped(self._log.number)
 
     async def shipped(self, number: int) -> None:
         """Wait until every operation up to `number` is on the quorum of head servers.
@@ -258,6 +254,7 @@ class Journal:
                 await self._turn()
             except TakenOver as error:
                 self.taken_over = str(error)
+                self._carrying.give_up()
                 logger.error("this mount lost the file system to another one: %s", error)
             except (GridError, StorageError, OSError) as error:
                 # A head server may have been away when the epoch was claimed: then it knows nothing of it.
@@ -278,18 +275,19 @@ class Journal:
 
     async def _turn(self) -> None:
         """Wait until something is to be shipped, and ship it."""
-        limit = self._limit()
-        if limit <= self.state.shipped:
-            if self._wanted > self.state.shipped:
-                await self._writer.progressed()  # held back by data that is on its way
-            else:
-                await self._sleep()
-            return
-        if self._wanted <= self.state.shipped:
+        if not self._is_wanted:
             await self._sleep()
-            limit = self._limit()
-        if limit > self.state.shipped:
-            await self._ship(limit)
+        limit = self._limit()
+        if limit < self._log.number:
+            self._push(*self._barriers[0])
+        if self._draft is not None or limit > self.state.shipped or self._carrying.is_wanted:
+            await self._ship()
+        elif limit < self._log.number:
+            await self._writer.progressed()  # held back by data that is on its way
+
+    @property
+    def _is_wanted(self) -> bool:
+        return self._wanted > self.state.shipped or self._carrying.is_wanted
 
     async def _sleep(self) -> None:
         """Until somebody waits for a record, or operations nobody waits for are due."""
@@ -299,14 +297,22 @@ class Journal:
 
     def _limit(self) -> int:
         """The last operation that may be shipped now."""
-        limit = self._log.number
         while self._barriers:
             number, ino = self._barriers[0]
-            if not self._writer.is_stored(ino, number):
-                self._writer.want(ino, number)
+            if not self._is_safe(ino, number - 1):
                 return number - 1
             self._barriers.popleft()
-        return limit
+        return self._log.number
+
+    def _is_safe(self, ino: int, number: int) -> bool:
+        return self._writer.is_stored(ino, number) or self._carrying.covers(ino, number)
+
+    def _push(self, number: int, ino: int) -> None:
+        """Get the data of a barrier on its way: in a record before its own, or in a pack."""
+        if self._carrying.takes(ino, number - 1):
+            self._carrying.want(ino, number - 1)
+        else:
+            self._writer.want(ino, number)
 
     async def _reclaim(self) -> None:
         claim = await self._heads.claim(self._keys.verifying_key, self.state.epoch, self.state.mount_id)
@@ -316,42 +322,61 @@ class Journal:
             raise NotEnoughServers("claiming the head log", claim.promises, self._config.quorum)
         if self._draft is None:
             await self._adopt(claim)
-            self._standalone = True
+            self._begins = True
         self.claimed = True
 
-    async def _ship(self, limit: int) -> None:
-        """Send one record with operations up to `limit`, or again the one that too few servers took."""
+    async def _ship(self) -> None:
+        """Send the next record, or again the one that too few servers took."""
         if self._draft is None:
-            self._draft = await self._compose(limit)
+            self._draft = await self._compose()
         draft, state = self._draft, self.state
+        if draft is None:
+            return
         await self._heads.append(draft.record, self._config.quorum)
         self._draft = None
         state.sequence = draft.record.sequence
         state.previous = draft.record.record_hash()
         state.shipped = max(state.shipped, draft.last)
-        self._inline_bytes += draft.size
-        self._standalone = False
-        if draft.gathered:
-            self._log.metadata.drop_outbox(state.gathered)
-            state.emptied = state.gathered
+        self._record_bytes += draft.size
+        self._begins = False
+        self._carrying.landed(draft.picked)
+        if self._record_bytes > GATHER_BYTES // 2:
+            self._carrying.store()  # so that little is left to be carried again when they are gathered
+        emptied = draft.gathered > state.emptied
+        if emptied:
+            self._log.metadata.drop_outbox(draft.gathered)
+            state.emptied = draft.gathered
         self._save()  # in one transaction with the outbox: what it lacks is in journal packs we know of
-        if draft.gathered:
+        if emptied:
             await self._trim()
 
-    async def _compose(self, limit: int) -> _Draft:
-        """The next record, with operations up to `limit`, which are gathered first where they are many."""
+    async def _compose(self) -> _Draft | None:
+        """The next record; None if there is nothing to say, or if data has to be stored first."""
         state = self.state
-        after = state.gathered if self._standalone else state.shipped
         room = operations_max(len(self._heads.servers), self._config.n)
-        operations = self._outbox(after, limit, room)
-        size = sum(len(operation) + 16 for _, operation in operations)
-        behind = operations[-1][0] if operations else after
-        complete = not self._outbox(behind, limit, 1)
-        gather = not complete or size > room or self._inline_bytes + size > GATHER_BYTES
-        if gather:
+        while True:
+            limit = self._limit()
+            after = state.gathered if self._begins else state.shipped
+            operations = self._outbox(after, limit, room)
+            size = sum(len(operation) + 16 for _, operation in operations)
+            complete = not self._outbox(operations[-1][0] if operations else after, limit, 1)
+            if complete and size <= room and self._record_bytes + size <= GATHER_BYTES:
+                break
             await self._gather(limit)
-            after, operations, size, self._inline_bytes = limit, [], 0, 0
-        return _Draft(self._sign(after, limit, operations), limit, size, gather)
+            self._begins = True
+            self._record_bytes = 0
+        # No awaits from here: the record tells the state at `limit`.
+        picked = self._carrying.pick(limit, room - size, begins=self._begins)
+        if picked is None:
+            self._carrying.store()
+            if limit < self._log.number:
+                self._writer.want(self._barriers[0][1], self._barriers[0][0])
+            await self._writer.progressed()
+            return None
+        if not operations and not picked.up_to and not self._begins:
+            return None
+        record = self._sign(after, limit, operations, picked)
+        return _Draft(record, limit, size + picked.size, state.gathered, picked)
 
     def _outbox(self, after: int, limit: int, size: int) -> list[tuple[int, bytes]]:
         return [row for row in self._log.metadata.outbox(after, size) if row[0] <= limit]
@@ -377,7 +402,7 @@ class Journal:
             self._set_journals([*self.journals, pack])
             state.gathered = last
 
-    def _sign(self, after: int, last: int, operations: list[tuple[int, bytes]]) -> HeadRecord:
+    def _sign(self, after: int, last: int, operations: list[tuple[int, bytes]], picked: Picked) -> HeadRecord:
         state, config = self.state, self._config
         body = HeadBody(
             head_servers=list(self._heads.servers),
@@ -388,6 +413,9 @@ class Journal:
             journal=self.journals[-1] if self.journals else None,
             gathered=state.gathered,
             operations=operations,
+            begins=picked.begins,
+            carries=self._carrying.carries(picked),
+            data=self._carrying.data(picked),
         )
         sequence = state.sequence + 1
         salt = self._machine.entropy.token(SALT_SIZE)
@@ -412,9 +440,9 @@ class Journal:
     def _save(self) -> None:
         """State and journal packs, in one transaction."""
         metadata = self._log.metadata
-        metadata.set_value(STATE_VALUE, msgspec.msgpack.encode(self.state))
+        save_head_state(metadata, self.state)
         if not self._journals_saved:
-            metadata.set_value(JOURNALS_VALUE, msgspec.msgpack.encode(self.journals))
+            save_journals(metadata, self.journals)
             self._journals_saved = True
 
     def _progress_made(self) -> None:

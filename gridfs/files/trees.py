@@ -178,7 +178,7 @@ class Trees:
         ino = self._metadata.reserve_inode()
         operation = Clone(ino, source.ino, parent, name, read_only, self._clock.now_ns())
         number, _ = self._log.record(operation)
-        if self._contents.cloned(source.ino, ino):
+        if self._contents.cloned(source.ino, ino, number):
             # Elsewhere it would have bytes that the source had before: those never were in the clone.
             self._journal.hold(number, ino)
         return ino

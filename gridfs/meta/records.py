@@ -15,7 +15,7 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from gridfs.meta.operations import Count, Hash, PackRecord
+from gridfs.meta.operations import Count, Hash, Inode, PackRecord
 from storage.errors import Corrupt, Refused
 
 RECORD_VERSION = 1
@@ -25,6 +25,16 @@ RECORD_BODY_MAX = 60 << 10
 _SERVER_SIZE = 40
 """Bytes that naming a server takes at most, and the number of a missing share beside it."""
 _ADDRESS = struct.Struct("<HQQ")
+
+
+class CarriedData(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Synced bytes of a file as they are after the last operation of the record."""
+
+    ino: Inode
+    start: Count
+    number: Count
+    """Of the Write that brought them."""
+    data: bytes
 
 
 class HeadBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -45,6 +55,11 @@ class HeadBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Number of the last operation in journal packs."""
     operations: list[tuple[int, bytes]]
     """(number, encoded operation), ascending."""
+    begins: bool
+    """Whether the record stands for itself: besides journal packs, nothing before it is needed."""
+    carries: bool
+    """Whether data in records, from the last that begins to this one, may be in no pack yet."""
+    data: list[CarriedData]
 
 
 class JournalBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -63,7 +78,7 @@ _journal = msgspec.msgpack.Decoder(JournalBody)
 
 
 def operations_max(head_servers: int, n: int) -> int:
-    """Bytes of operations, 16 a piece for their numbers counted, that fit beside the rest of a body."""
+    """Bytes of operations and data, 16 an operation and 40 a piece counted besides, that fit into a body."""
     return RECORD_BODY_MAX - _SERVER_SIZE * (head_servers + n)
 
 

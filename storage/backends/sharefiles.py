@@ -2,7 +2,8 @@
 
 A file is written under its final name and made durable, name and all; an entry in a volume then commits it,
 and the index makes it visible: a name alone means nothing. So nothing is ever renamed between directories,
-which not every disk does in one step. With 65536 directories, ten million shares are some 150 names in each.
+which not every disk does in one step. With 4096 directories, ten million shares are some 2500 names in each,
+and soon no put makes a directory any more, whose syncs cost more than those of the share.
 
 A crash may leave a file that was never committed: the next put of that share replaces it, and making the
 index anew removes it unless it verifies.
@@ -22,6 +23,7 @@ from storage.format.share import ShareVerifier
 from storage.ports import Buffer, Disk, File
 
 _READ_SIZE = 1024 * 1024
+_LEAVES = 4096
 
 
 @dataclass(slots=True)
@@ -40,7 +42,7 @@ class ShareFiles:
         self._disk = disk
         self._root = f"{directory}/shares"
         # One byte for each leaf directory that is known to be there durably.
-        self._durable = bytearray(65536)
+        self._durable = bytearray(_LEAVES)
         self._touched: dict[str, None] = {}
 
     def open(self) -> None:
@@ -53,7 +55,7 @@ class ShareFiles:
 
     def _parent(self, key: ShareKey) -> str:
         name = key.pack_id[:2].hex()
-        return f"{self._root}/{name[:2]}/{name[2:]}"
+        return f"{self._root}/{name[0]}/{name[1:3]}"
 
     def write(self, key: ShareKey, parts: Sequence[Buffer]) -> WrittenFile:
         """Write a share that is not here; not durable yet. One at a time for each key.
@@ -66,7 +68,9 @@ class ShareFiles:
             self._disk.remove(self.path(key))
         file = self._disk.open(self.path(key), create=True, exclusive=True)
         try:
-            file.write_at(parts, 0)
+            offset = 0
+            for part in parts:
+                offset += file.write_direct(part, offset)
         except BaseException:
             file.close()
             self._disk.remove(self.path(key))
@@ -81,13 +85,13 @@ class ShareFiles:
             share.file.sync()
             leaf = self._parent(share.key)
             leaves[leaf] = None
-            if not self._durable[int.from_bytes(share.key.pack_id[:2], "big")]:
+            if not self._durable[_leaf_number(share.key)]:
                 parents[self._root] = None
                 parents[leaf.rpartition("/")[0]] = None
         for directory in (*parents, *leaves):
             self._disk.sync_directory(directory)
         for share in shares:
-            self._durable[int.from_bytes(share.key.pack_id[:2], "big")] = 1
+            self._durable[_leaf_number(share.key)] = 1
 
     def discard(self, share: WrittenFile) -> None:
         """Close a written file, and remove it if it was not committed."""
@@ -155,6 +159,11 @@ class ShareFiles:
         for directory in self._touched:
             self._disk.sync_directory(directory)
         self._touched.clear()
+
+
+def _leaf_number(key: ShareKey) -> int:
+    """Of the directory of a share: the first three hexadecimal digits of its pack id."""
+    return int.from_bytes(key.pack_id[:2], "big") >> 4
 
 
 def _parse(name: str) -> ShareKey | None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
+import threading
 from collections.abc import Sequence
 
 from storage.ports import Buffer, Space
 
 _VECTORS_MAX = 1024
 """Buffers that Linux takes in one pwritev (IOV_MAX)."""
+_PAGE_SIZE = 4096
+"""What O_DIRECT wants offsets, lengths and addresses to be multiples of."""
+_DIRECT_SIZE_MIN = 256 * 1024
+"""Below this, waiting for the disk costs more than the page cache does."""
 
 
 class OsFile:
@@ -16,6 +24,8 @@ class OsFile:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
+        self._direct: int | None = None
+        self._direct_lock = threading.Lock()
 
     @property
     def descriptor(self) -> int | None:
@@ -35,6 +45,32 @@ class OsFile:
                 break
             done += got
         return done
+
+    def read_direct(self, buffer: memoryview, offset: int) -> int:
+        direct = self._direct_descriptor()
+        done = 0
+        try:
+            while direct is not None and done < len(buffer) and done % _PAGE_SIZE == 0:
+                got = os.preadv(direct, [buffer[done:]], offset + done)
+                if got == 0:
+                    return done
+                done += got
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that wants more than pages
+                raise
+        return done + self.read_into(buffer[done:], offset + done)
+
+    def _direct_descriptor(self) -> int | None:
+        """A second descriptor with O_DIRECT; None where the file system has no such thing."""
+        with self._direct_lock:
+            if self._direct is None:
+                flags = os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC
+                try:
+                    self._direct = os.open(f"/proc/self/fd/{self._open}", flags)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+            return self._direct
 
     def write_at(self, parts: Sequence[Buffer], offset: int) -> int:
         total = 0
@@ -57,6 +93,32 @@ class OsFile:
                     view = view[written:]
         return done
 
+    def write_direct(self, data: Buffer, offset: int) -> int:
+        view = memoryview(data).cast("B")
+        whole = len(view) // _PAGE_SIZE * _PAGE_SIZE
+        if whole < _DIRECT_SIZE_MIN or offset % _PAGE_SIZE or _address(view) % _PAGE_SIZE:
+            return self.write_at([view], offset)
+        done = self._write_pages(view[:whole], offset)
+        return done + self.write_at([view[done:]], offset + done)
+
+    def _write_pages(self, view: memoryview, offset: int) -> int:
+        """Write with O_DIRECT as far as the file system takes it; returns the bytes written."""
+        flags = fcntl.fcntl(self._open, fcntl.F_GETFL)
+        done = 0
+        try:
+            fcntl.fcntl(self._open, fcntl.F_SETFL, flags | os.O_DIRECT)
+            while done < len(view):
+                written = os.pwrite(self._open, view[done:], offset + done)
+                done += written
+                if written % _PAGE_SIZE:
+                    break
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that has no O_DIRECT
+                raise
+        finally:
+            fcntl.fcntl(self._open, fcntl.F_SETFL, flags)
+        return done
+
     def sync(self) -> None:
         os.fdatasync(self._open)
 
@@ -70,6 +132,14 @@ class OsFile:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            os.close(direct)
+
+
+def _address(view: memoryview) -> int:
+    """Where a buffer lies in memory; 1 where that cannot be told (read-only ones)."""
+    return 1 if view.readonly else ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 class OsDisk:

@@ -11,6 +11,7 @@ import trio
 from storage.backends.disk import DiskBackend, DiskConfig
 from storage.headlog import HeadLogs
 from storage.identity import SHARES_DIRECTORY, load_or_create_identity, record_address
+from storage.pages import PagePool
 from storage.ports import Address, ByteStream, Machine
 from storage.server.admission import Admission
 from storage.server.config import ServerConfig, ServerStatistics
@@ -58,11 +59,12 @@ async def run_server(
         DiskConfig(sync=config.sync_policy, capacity_bytes=config.capacity_bytes),
     )
     heads = HeadLogs(machine.disk, machine.offload, os.path.join(directory, HEADS_DIRECTORY))
-    service = Service(backend, heads, machine.offload, SystemPageCache(), config.sync_policy)
+    pages = PagePool(config.kept_memory_bytes)
+    service = Service(backend, heads, machine.offload, SystemPageCache(), pages, config.sync_policy)
     admission = Admission(identity, machine.disk, directory, machine.entropy)
 
     async def handle(stream: ByteStream) -> None:
-        await _serve_connection(stream, admission, service, config, statistics)
+        await _serve_connection(stream, admission, service, config, statistics, pages)
 
     try:
         async with trio.open_nursery() as keepers:
@@ -94,6 +96,7 @@ async def _serve_connection(
     service: Service,
     config: ServerConfig,
     statistics: ServerStatistics,
+    pages: PagePool,
 ) -> None:
     """One connection from its hello to its end. Errors are the network's to log."""
     if statistics.strangers >= config.strangers_max:
@@ -113,6 +116,6 @@ async def _serve_connection(
         return
     statistics.connections += 1
     try:
-        await Session(stream, receiver, account, service, config, statistics).run()
+        await Session(stream, receiver, account, service, config, statistics, pages).run()
     finally:
         statistics.connections -= 1

@@ -22,6 +22,8 @@ class ServerConfig:
     """Connections that have not said hello yet; more are closed at once."""
     put_memory_bytes: int = 128 * 1024 * 1024
     """Bodies of puts in memory, over all connections; what exceeds it is told to come back later."""
+    kept_memory_bytes: int = 16 * 1024 * 1024
+    """Memory for bodies and for answers from the disk that is kept when nothing is under way."""
 
 
 @dataclass(slots=True)

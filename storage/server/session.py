@@ -15,12 +15,14 @@ import trio
 
 from storage.errors import Refused, StorageError, Unavailable
 from storage.identity import Account
+from storage.pages import PagePool
 from storage.ports import ByteStream
+from storage.putbody import PutBody
+from storage.readplan import ReadPlan
 from storage.server.config import ServerConfig, ServerStatistics
-from storage.service import COPIED_SIZE_MAX, ReadPlan, Service
+from storage.service import COPIED_SIZE_MAX, Service
 from storage.transport.link import FrameReceiver, FrameSender, Outgoing
 from storage.wire import messages as wire
-from storage.wire.body import FileRange
 from storage.wire.frames import Frame, Kind, Traffic
 
 log = logging.getLogger(__name__)
@@ -35,15 +37,12 @@ class _Active:
 
     __slots__ = (
         "asked",
+        "body",
         "body_size",
-        "missing",
         "number",
         "outgoing",
-        "put",
         "scope",
-        "shares",
         "traffic",
-        "views",
     )
 
     def __init__(self, number: int, traffic: Traffic) -> None:
@@ -53,29 +52,11 @@ class _Active:
         """Reply bytes asked for."""
         self.body_size = 0
         """Bytes of body credit and memory held."""
-        self.missing = 0
-        """Bytes of the body still to come."""
-        self.put: wire.Put | None = None
-        self.shares: list[bytearray] = []
-        self.views: list[memoryview] = []
-        """Where the rest of the body goes."""
+        self.body: PutBody | None = None
+        """Set while it arrives."""
         self.scope: trio.CancelScope | None = None
         """Set while the request can be called off."""
         self.outgoing: Outgoing | None = None
-
-    def take(self, length: int) -> list[memoryview]:
-        """Views of the next `length` bytes of the body."""
-        taken = []
-        self.missing -= length
-        while length:
-            view = self.views[0]
-            if len(view) <= length:
-                taken.append(self.views.pop(0))
-            else:
-                taken.append(view[:length])
-                self.views[0] = view[length:]
-            length -= len(taken[-1])
-        return taken
 
 
 class Session:
@@ -89,7 +70,9 @@ class Session:
         service: Service,
         config: ServerConfig,
         statistics: ServerStatistics,
+        pages: PagePool,
     ) -> None:
+        self._pages = pages
         self._receiver = receiver
         self._account = account
         self._service = service
@@ -178,7 +161,7 @@ class Session:
         plan: ReadPlan | None = None
         try:
             plan = self._service.read(request)
-            cold = self._service.cold_ranges(plan)
+            cold = self._service.cold_parts(plan)
             if cold:
                 self._statistics.cold_reads += 1
                 active.scope = trio.CancelScope()
@@ -191,12 +174,12 @@ class Session:
             self._fail(active, _storage_error(error))
 
     async def _load_and_send(
-        self, active: _Active, scope: trio.CancelScope, plan: ReadPlan, cold: list[FileRange]
+        self, active: _Active, scope: trio.CancelScope, plan: ReadPlan, cold: list[int]
     ) -> None:
         sent = False
         try:
             with scope:
-                await self._service.load(cold)
+                await self._service.load(plan, cold)
             active.scope = None
             if scope.cancelled_caught:
                 self._end_with(active, wire.CANCELLED)
@@ -242,18 +225,17 @@ class Session:
             self._incoming += 1
             self._fail(active, error)
             return
-        active.body_size = active.missing = total
+        active.body_size = total
         self._body_size += total
         self._statistics.put_memory_bytes += total
         self._incoming += 1
-        active.put = request
-        active.shares = [bytearray(size) for size in sizes]
-        active.views = [memoryview(share) for share in active.shares]
+        active.body = PutBody(request, self._pages)
 
     async def _take_data(self, frame: Frame, nursery: trio.Nursery) -> None:
         """A piece of a put's body: into its shares, or away."""
         active = self._active.get(frame.request)
-        if active is None or not active.missing:
+        body = active.body if active is not None else None
+        if active is None or body is None:
             left = self._unwanted.get(frame.request, 0)
             if not 0 < frame.length <= left:
                 raise Refused("a body that was not announced")
@@ -263,19 +245,22 @@ class Session:
             else:
                 self._drop_unwanted(frame.request)
             return
-        if not 0 < frame.length <= active.missing:
+        if not 0 < frame.length <= body.missing:
             raise Refused("a body longer than announced")
-        await self._receiver.payload(active.take(frame.length), frame.length)
-        if not active.missing:
+        pieces = body.take(frame.length)
+        await self._receiver.payload(list(pieces), frame.length)
+        body.arrived(pieces)
+        if not body.missing:
             self._incoming -= 1
-            nursery.start_soon(self._put, active)
+            active.body = None
+            nursery.start_soon(self._put, active, body)
 
-    async def _put(self, active: _Active) -> None:
-        assert active.put is not None
-        request, shares = active.put, active.shares
-        active.shares = []
+    async def _put(self, active: _Active, body: PutBody) -> None:
         self._statistics.bytes_in += active.body_size
-        await self._answer(active, lambda: self._service.put(self._account, request, shares))
+        try:
+            await self._answer(active, lambda: self._service.put(self._account, body))
+        finally:
+            body.give_back()
 
     async def _perform(self, active: _Active, request: wire.AnyRequest) -> None:
         await self._answer(active, lambda: self._service.perform(self._account, request))
@@ -320,11 +305,10 @@ class Session:
         if active.outgoing is not None:
             if not active.outgoing.is_finished:
                 active.outgoing.cut(Kind.FAIL, wire.encode_failure(wire.CANCELLED))
-        elif active.missing:
-            active.missing = 0
+        elif active.body is not None:
+            active.body.give_back()
+            active.body = None
             self._incoming -= 1
-            active.views = []
-            active.shares = []
             self._end_with(active, wire.CANCELLED)
         elif active.scope is not None:
             active.scope.cancel()

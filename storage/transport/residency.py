@@ -5,7 +5,9 @@ Simulated files have no descriptor and always count as resident.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 
 from storage.ports import File
@@ -13,16 +15,40 @@ from storage.ports import File
 SAMPLE_STEP = 128 * 1024
 """Distance of the pages looked at: the kernel reads ahead in pieces of this size."""
 LOAD_SIZE = 1024 * 1024
+_CACHESTAT = 451
+"""Number of cachestat(2), the same on every architecture; Linux 6.5 has it."""
+
+
+class _Range(ctypes.Structure):
+    _fields_ = [("offset", ctypes.c_uint64), ("length", ctypes.c_uint64)]
+
+
+class _Counts(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "recently")]
+
+
+_libc = ctypes.CDLL(None)
+
+
+def cached_pages(descriptor: int, offset: int, length: int) -> int | None:
+    """Pages of the range that are in the page cache; None where the kernel does not tell."""
+    wanted, counts = _Range(offset, length), _Counts()
+    if _libc.syscall(_CACHESTAT, descriptor, ctypes.byref(wanted), ctypes.byref(counts), 0):
+        return None
+    return int(counts.cached)
 
 
 class SystemPageCache:
     """The kernel's page cache, as `storage.service.PageCache`."""
 
     def is_resident(self, file: File, offset: int, length: int) -> bool:
-        """Look at one byte per `SAMPLE_STEP` and at the last one. Never waits."""
+        """Ask for all pages; an older kernel for one per `SAMPLE_STEP` and the last. Never waits."""
         descriptor = file.descriptor
         if descriptor is None:
             return True
+        cached = cached_pages(descriptor, offset, length)
+        if cached is not None:
+            return cached >= (offset + length - 1) // mmap.PAGESIZE - offset // mmap.PAGESIZE + 1
         sample = bytearray(1)
         last = offset + length - 1
         for position in (*range(offset, last, SAMPLE_STEP), last):

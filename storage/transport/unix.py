@@ -17,6 +17,8 @@ from storage.transport.sockets import close_socket, lost, read_pieces, wait_read
 
 BUFFER_SIZE = 4 * 1024 * 1024
 """Of the kernel's socket buffers: 2.0 GB/s become 5.7 (measured)."""
+TURN_SIZE = 512 * 1024
+"""Bytes received without waiting after which others get their turn: some 0.2 ms."""
 BACKLOG = 1024
 PARTS_MAX = 512
 """Parts handed to one system call; the kernel takes 1024."""
@@ -31,6 +33,7 @@ class PlainStream:
         """Takes the socket over; it becomes non-blocking."""
         connection.setblocking(False)
         self._socket = connection
+        self._received = 0
 
     async def receive_into(self, buffers: Sequence[memoryview]) -> int:
         # Once bytes were taken nothing may raise Cancelled: they would be lost.
@@ -45,7 +48,9 @@ class PlainStream:
             except OSError as error:
                 raise lost(error) from error
             else:
-                if not waited:  # others had no turn yet
+                self._received = count if waited else self._received + count
+                if self._received >= TURN_SIZE:
+                    self._received = 0
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 return count
 

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from gridfs.assembly import Parts
+from gridfs.files.headstate import HeadState, load_head_state
 from gridfs.files.history import History
-from gridfs.files.journal import HeadState, load_head_state
 from gridfs.grid.heads import HeadServers
 from gridfs.meta.operations import Make, decode
 from gridfs.meta.records import HeadBody

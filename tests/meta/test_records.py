@@ -7,8 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gridfs.files.carrying import PIECE_COST
 from gridfs.meta.operations import Drop, encode
 from gridfs.meta.records import (
+    CarriedData,
     HeadBody,
     JournalBody,
     decode_journal,
@@ -25,7 +27,8 @@ GOLDEN = Path(__file__).parent / "golden"
 KEY = bytes(range(32))
 SALT = bytes(range(100, 116))
 OPERATIONS = [(8, encode(Drop(2))), (11, encode(Drop(3)))]
-BODY = HeadBody(SERVERS[:2], 1, 2, 7, 11, pack_record(5, kind=1), 7, OPERATIONS)
+DATA = [CarriedData(2, 4096, 10, b"synced")]
+BODY = HeadBody(SERVERS[:2], 1, 2, 7, 11, pack_record(5, kind=1), 7, OPERATIONS, True, True, DATA)
 JOURNAL = JournalBody([pack_record(4, kind=1)], 7, 11, OPERATIONS)
 PAYLOAD = seal_head(BODY, KEY, SALT, 3, 9)
 
@@ -62,7 +65,15 @@ def test_no_two_records_share_a_key_stream() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"quorum": 0}, {"quorum": 257}, {"last": -1}, {"head_servers": [b"short"]}]
+    "change",
+    [
+        {"quorum": 0},
+        {"quorum": 257},
+        {"last": -1},
+        {"head_servers": [b"short"]},
+        {"data": [CarriedData(0, 0, 1, b"x")]},
+        {"data": [CarriedData(1, -1, 1, b"x")]},
+    ],
 )
 def test_a_body_out_of_its_limits_is_corrupt(change: dict[str, object]) -> None:
     fields = msgspec.structs.asdict(BODY) | change
@@ -72,13 +83,19 @@ def test_a_body_out_of_its_limits_is_corrupt(change: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(("servers", "n"), [(1, 1), (6, 6), (159, 100), (256, 256)])
 @pytest.mark.parametrize("operation_size", [1, 30, 1000, 20_000])
-def test_the_largest_record_fits_the_head_log(servers: int, n: int, operation_size: int) -> None:
-    count = operations_max(servers, n) // (operation_size + 16)
+@pytest.mark.parametrize("data_size", [0, 1, 5000])
+def test_the_largest_record_fits_the_head_log(
+    servers: int, n: int, operation_size: int, data_size: int
+) -> None:
+    room = operations_max(servers, n)
+    pieces = room // 2 // (data_size + PIECE_COST) if data_size else 0
+    count = (room - pieces * (data_size + PIECE_COST)) // (operation_size + 16)
     assert count
     pack = pack_record(1, k=1, n=n, kind=1, places=[bytes(32)] * n, missing=list(range(n)))
     body = HeadBody(
         [bytes(32)] * servers, 2**60, 256, 2**60, 2**60, pack, 2**60,
         [(2**60 + number, bytes(operation_size)) for number in range(count)],
+        True, True, [CarriedData(2**60, 2**60, 2**60, bytes(data_size))] * pieces,
     )  # fmt: skip
     assert len(seal_head(body, KEY, SALT, 2**60, 2**60)) <= PAYLOAD_MAX
 

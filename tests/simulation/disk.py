@@ -47,6 +47,9 @@ class SimFile:
             target[: end - offset] = content[offset:end]
         return end - offset
 
+    def read_direct(self, buffer: memoryview, offset: int) -> int:
+        return self.read_into(buffer, offset)
+
     def write_at(self, parts: Sequence[Buffer], offset: int) -> int:
         self._begin("write", writes=True)
         data = b"".join(parts)
@@ -54,6 +57,9 @@ class SimFile:
         if data:
             self._inode.change(offset, data)
         return len(data)
+
+    def write_direct(self, data: Buffer, offset: int) -> int:
+        return self.write_at([data], offset)
 
     def sync(self) -> None:
         self._begin("sync")

@@ -7,6 +7,7 @@ that fsync promised, whatever the disk made of the rest; never bytes that a file
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -36,108 +37,121 @@ class Story:
     """Path -> the last state in which an fsync of it returned."""
     named: int = 0
     """The last state whose names are in the grid: that of the last fsync of anything."""
+    stream: random.Random = field(default_factory=lambda: chance(1, "story"))
+    shell: Shell = field(init=False)
 
     async def play(self, parts: Parts) -> None:
-        shell = Shell(parts)
-        stream = chance(1, "story")
+        self.begin(parts)
+        await self.mkdir("d")
+        await self.make("d/a")
+        await self.write("d/a", 0, 3000)
+        await self.fsync("d/a")
+        await self.write("d/a", 1000, 1000)
+        await self.make("new")
+        await self.write("new", 0, 5000)
+        await self.write("new", 2000, 10)
+        await self.fsync("new")
+        await self.rename("new", "d/a")
+        await self.write("d/a", 4000, 3000)
+        await self.truncate("d/a", 2500)
+        await self.truncate("d/a", 6000)
+        await self.fsync("d/a")
+        await self.make("unsynced")
+        await self.write("unsynced", 0, 4000)
+        await self.rename("unsynced", "d/a")
+        await self.write("d/a", 0, 100)
+        await self.make("big")
+        await self.write("big", 100, 70_000)
+        await self.fsync("big")
+        await self.write("big", 65_000, 2_000)
+        await self.clone("big", "twin")
+        await self.write("big", 66_000, 100)
+        await self.write("twin", 66_050, 100)
+        await self.truncate("twin", 66_500)
+        await self.fsync("twin")
+        await self.clone("d", "e")
+        await self.write("e/a", 50, 200)
+        await self.clone("d", "past", read_only=True)
+        await self.write("d/a", 20, 60)
+        await self.fsync("e/a")
+        await self.remove_snapshot("past")
+        await self.unlink("d/a")
+        await self.rmdir("d")
+        await self.drain()
 
-        async def step(
-            change: Callable[[Tree], object], act: Callable[[], object | Awaitable[object]]
-        ) -> None:
-            tree = dict(self.states[-1])
-            change(tree)
-            self.states.append(tree)
-            result = act()
-            if isinstance(result, Awaitable):
-                await result
-            self.acknowledged = len(self.states) - 1
-            await trio.sleep(self.pause_s)
+    def begin(self, parts: Parts) -> None:
+        """The steps from here on are told to this file system."""
+        self.shell = Shell(parts)
 
-        async def write(path: str, offset: int, size: int) -> None:
-            data = stream.randbytes(size)
+    async def step(
+        self, change: Callable[[Tree], object], act: Callable[[], object | Awaitable[object]]
+    ) -> None:
+        tree = dict(self.states[-1])
+        change(tree)
+        self.states.append(tree)
+        result = act()
+        if isinstance(result, Awaitable):
+            await result
+        self.acknowledged = len(self.states) - 1
+        await trio.sleep(self.pause_s)
 
-            def change(tree: Tree) -> None:
-                old = tree[path]
-                assert old is not None
-                old = old.ljust(offset, b"\0")
-                tree[path] = old[:offset] + data + old[offset + size :]
+    async def write(self, path: str, offset: int, size: int) -> None:
+        data = self.stream.randbytes(size)
 
-            await step(change, lambda: shell.write(path, data, offset))
+        def change(tree: Tree) -> None:
+            old = tree[path]
+            assert old is not None
+            old = old.ljust(offset, b"\0")
+            tree[path] = old[:offset] + data + old[offset + size :]
 
-        async def truncate(path: str, size: int) -> None:
-            await step(
-                lambda tree: tree.update({path: (tree[path] or b"")[:size].ljust(size, b"\0")}),
-                lambda: shell.truncate(path, size),
-            )
+        await self.step(change, lambda: self.shell.write(path, data, offset))
 
-        async def make(path: str) -> None:
-            await step(lambda tree: tree.update({path: b""}), lambda: shell.create(path))
+    async def truncate(self, path: str, size: int) -> None:
+        await self.step(
+            lambda tree: tree.update({path: (tree[path] or b"")[:size].ljust(size, b"\0")}),
+            lambda: self.shell.truncate(path, size),
+        )
 
-        async def rename(source: str, target: str) -> None:
-            def change(tree: Tree) -> None:
-                tree[target] = tree.pop(source)
-                self.synced.pop(source, None)  # that name may be there or not; the other stays bound
+    async def make(self, path: str) -> None:
+        await self.step(lambda tree: tree.update({path: b""}), lambda: self.shell.create(path))
 
-            await step(change, lambda: shell.rename(source, target))
+    async def mkdir(self, path: str) -> None:
+        await self.step(lambda tree: tree.update({path: None}), lambda: self.shell.mkdir(path))
 
-        async def fsync(path: str) -> None:
-            await shell.fsync(path)
-            self.synced[path] = self.named = len(self.states) - 1
-            await trio.sleep(self.pause_s)
+    async def unlink(self, path: str) -> None:
+        await self.step(lambda tree: tree.pop(path), lambda: self.shell.unlink(path))
 
-        await step(lambda tree: tree.update({"d": None}), lambda: shell.mkdir("d"))
-        await make("d/a")
-        await write("d/a", 0, 3000)
-        await fsync("d/a")
-        await write("d/a", 1000, 1000)
-        await make("new")
-        await write("new", 0, 5000)
-        await write("new", 2000, 10)
-        await fsync("new")
-        await rename("new", "d/a")
-        await write("d/a", 4000, 3000)
-        await truncate("d/a", 2500)
-        await truncate("d/a", 6000)
-        await fsync("d/a")
-        await make("unsynced")
-        await write("unsynced", 0, 4000)
-        await rename("unsynced", "d/a")
-        await write("d/a", 0, 100)
-        await make("big")
-        await write("big", 100, 70_000)
-        await fsync("big")
-        await write("big", 65_000, 2_000)
-        await step(lambda tree: tree.update({"twin": tree["big"]}), lambda: shell.clone("big", "twin"))
-        await write("big", 66_000, 100)
-        await write("twin", 66_050, 100)
-        await truncate("twin", 66_500)
-        await fsync("twin")
+    async def rmdir(self, path: str) -> None:
+        await self.step(lambda tree: tree.pop(path), lambda: self.shell.rmdir(path))
 
-        def copied(source: str, target: str) -> Callable[[Tree], object]:
-            def change(tree: Tree) -> None:
-                for path in list(tree):
-                    if path == source or path.startswith(source + "/"):
-                        tree[target + path.removeprefix(source)] = tree[path]
+    async def rename(self, source: str, target: str) -> None:
+        def change(tree: Tree) -> None:
+            tree[target] = tree.pop(source)
+            self.synced.pop(source, None)  # that name may be there or not; the other stays bound
 
-            return change
+        await self.step(change, lambda: self.shell.rename(source, target))
 
-        def gone(folder: str) -> Callable[[Tree], object]:
-            def change(tree: Tree) -> None:
-                for path in list(tree):
-                    if path == folder or path.startswith(folder + "/"):
-                        del tree[path]
+    async def clone(self, source: str, target: str, *, read_only: bool = False) -> None:
+        def change(tree: Tree) -> None:
+            for path in [path for path in tree if f"{path}/".startswith(f"{source}/")]:
+                tree[target + path.removeprefix(source)] = tree[path]
 
-            return change
+        await self.step(change, lambda: self.shell.clone(source, target, read_only=read_only))
 
-        await step(copied("d", "e"), lambda: shell.clone("d", "e"))
-        await write("e/a", 50, 200)
-        await step(copied("d", "past"), lambda: shell.clone("d", "past", read_only=True))
-        await write("d/a", 20, 60)
-        await fsync("e/a")
-        await step(gone("past"), lambda: shell.rmdir("past"))
-        await step(lambda tree: tree.pop("d/a"), lambda: shell.unlink("d/a"))
-        await step(lambda tree: tree.pop("d"), lambda: shell.rmdir("d"))
-        await parts.files.drain()
+    async def remove_snapshot(self, folder: str) -> None:
+        def change(tree: Tree) -> None:
+            for path in [path for path in tree if f"{path}/".startswith(f"{folder}/")]:
+                del tree[path]
+
+        await self.step(change, lambda: self.shell.rmdir(folder))
+
+    async def fsync(self, path: str) -> None:
+        await self.shell.fsync(path)
+        self.synced[path] = self.named = len(self.states) - 1
+        await trio.sleep(self.pause_s)
+
+    async def drain(self) -> None:
+        await self.shell.files.drain()
         last = self.states[-1]
         self.synced = {path: len(self.states) - 1 for path in last if last[path] is not None}
         self.named = len(self.states) - 1

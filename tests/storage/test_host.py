@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
+import random
 import threading
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import trio
 
 from storage.errors import Conflict
 from storage.host import OsDisk, SystemClock, SystemEntropy, ThreadOffload, lock_directory
+from storage.pages import PagePool
 
 
 def test_a_file_is_written_in_parts_and_read_back(tmp_path: Path) -> None:
@@ -31,6 +36,68 @@ def test_a_file_is_written_in_parts_and_read_back(tmp_path: Path) -> None:
     assert file.descriptor is None
     with pytest.raises(OSError, match="closed"):
         file.size()
+
+
+@pytest.mark.parametrize("size", [1, 4096, 262_143, 262_144, 1_000_000, 1_003_520])
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("refused", [False, True])
+def test_direct_access_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, start: int, refused: bool
+) -> None:
+    """Any size and offset, aligned or not, and also where the file system knows no O_DIRECT."""
+    if refused:
+        refuse_direct_access(monkeypatch)
+    data = PagePool(0).take(size)
+    data[:] = random.Random(size).randbytes(size)
+    file = OsDisk().open(str(tmp_path / "f"), create=True)
+    assert file.write_direct(data, start) == size
+    assert file.write_direct(b"end", start + size) == 3
+    file.sync()
+    assert (tmp_path / "f").read_bytes() == bytes(start) + bytes(data) + b"end"
+    pages = PagePool(0).take((size + 3 * 4096) // 4096 * 4096)
+    assert file.read_direct(pages, 0) == start + size + 3
+    assert bytes(pages[start : start + size]) == bytes(data)
+    assert file.read_direct(pages, (size // 4096 + 2) * 4096) == 0
+    file.close()
+
+
+def refuse_direct_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_open, whole_fcntl = os.open, fcntl.fcntl
+
+    def refuse(flags: int) -> None:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def guarded_open(path: str, flags: int, mode: int = 0o777) -> int:
+        refuse(flags)
+        return whole_open(path, flags, mode)
+
+    def guarded_fcntl(descriptor: int, command: int, argument: int = 0) -> object:
+        refuse(argument)
+        return whole_fcntl(descriptor, command, argument)
+
+    monkeypatch.setattr(os, "open", guarded_open)
+    monkeypatch.setattr(fcntl, "fcntl", guarded_fcntl)
+
+
+def test_memory_is_lent_again_up_to_a_bound() -> None:
+    pool = PagePool(3 * 8192)
+    lent = [pool.take(8000) for _ in range(4)]
+    assert [len(buffer) for buffer in lent] == [8000] * 4
+    addresses = {address(buffer) for buffer in lent}
+    assert len(addresses) == 4
+    assert all(where % 4096 == 0 for where in addresses)
+    for buffer in lent:
+        pool.give(buffer)
+    pool.give(bytearray(5))
+    assert pool.kept_bytes == 3 * 8192
+    again = [pool.take(5000) for _ in range(3)]
+    assert {address(buffer) for buffer in again} < addresses
+    assert pool.kept_bytes == 0
+
+
+def address(buffer: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def test_a_short_write_is_carried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

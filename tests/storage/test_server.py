@@ -245,26 +245,38 @@ async def test_puts_beyond_the_memory_are_told_to_come_back(tmp_path: Path) -> N
         assert running.statistics.put_memory_bytes == 0
 
 
+class ColdCache:
+    """A page cache that holds what was loaded, and nothing else."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[int, int]] = []
+
+    def is_resident(self, file: object, offset: int, length: int) -> bool:
+        return any(start <= offset and offset + length <= start + size for start, size in self.loaded)
+
+    def load(self, file: object, offset: int, length: int) -> None:
+        self.loaded.append((offset, length))
+
+
 async def test_cold_ranges_are_loaded_before_they_are_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pack = make_pack(length=600_000)
-    loaded: list[int] = []
-
-    class Cold:
-        def is_resident(self, file: object, offset: int, length: int) -> bool:
-            return bool(loaded)
-
-        def load(self, file: object, offset: int, length: int) -> None:
-            loaded.append(length)
-
-    monkeypatch.setattr(server_composition, "SystemPageCache", Cold)
+    """Small ones through the page cache; large ones the direct way at first, and then to stay."""
+    pack = make_pack(length=1_500_000)
+    cache = ColdCache()
+    monkeypatch.setattr(server_composition, "SystemPageCache", lambda: cache)
     async with server_and_client(tmp_path) as (running, client):
         await put(client, pack, 0)
         share = pack.shares[0]
-        assert await read(client, Span(pack.pack_id, 0, 0, len(share))) == [share]
-        assert loaded == [len(share)]
-        assert running.statistics.cold_reads == 1
+        assert len(share) > 700_000
+        for start, length in [(1, 300_001), (300_002, 300_000), (len(share) - 5, 5)]:
+            span = Span(pack.pack_id, 0, start, length)
+            assert await read(client, span) == [share[start : start + length]]
+        assert cache.loaded == [(len(share) - 5, 5)]
+        for _ in range(2):
+            assert await read(client, Span(pack.pack_id, 0, 0, 400_000)) == [share[:400_000]]
+        assert cache.loaded[1:] == [(0, 400_000)]
+        assert running.statistics.cold_reads == 4
 
 
 # Peers that do not keep to the protocol

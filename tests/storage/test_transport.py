@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import socket
 import ssl
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from storage.errors import Conflict, Refused, Unavailable
 from storage.host import OsDisk
 from storage.ports import Address, ByteStream, TlsAddress, UnixAddress
-from storage.transport import unix
+from storage.transport import residency, unix
 from storage.transport.network import SystemNetwork
 from storage.transport.residency import SystemPageCache
 from tests.storage.servers import open_pair
@@ -295,7 +296,21 @@ def test_what_was_loaded_is_resident(big_file: Path) -> None:
         assert cache.is_resident(file, 10, 1)
 
 
+@pytest.mark.parametrize(("missing", "resident"), [(0, True), (1, False)])
+def test_the_kernel_is_asked_for_every_page(
+    big_file: Path, monkeypatch: pytest.MonkeyPatch, missing: int, resident: bool
+) -> None:
+    page = mmap.PAGESIZE
+    file = OsDisk().open(str(big_file), writable=False)
+    with contextlib.closing(file):
+        SystemPageCache().load(file, 0, 4 * page)
+        assert residency.cached_pages(file.descriptor or 0, page - 1, page + 2) in (3, None)
+        monkeypatch.setattr(residency, "cached_pages", lambda *_: 3 - missing)
+        assert SystemPageCache().is_resident(file, page - 1, page + 2) is resident
+
+
 def test_a_page_that_is_on_the_disk_only_is_seen(big_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency, "cached_pages", lambda *_: None)
     file = OsDisk().open(str(big_file), writable=False)
     missing = 1_500_000
 
@@ -316,6 +331,8 @@ def test_a_page_that_is_on_the_disk_only_is_seen(big_file: Path, monkeypatch: py
 def test_a_file_system_without_nowait_counts_as_resident(
     big_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(residency, "cached_pages", lambda *_: None)
+
     def preadv(*_: object) -> int:
         raise OSError(95, "Operation not supported")
 

@@ -218,7 +218,7 @@ async def test_a_removal_that_was_not_durable_is_done_again(tmp_path: Path) -> N
         await backend.release([key(1)], lease(2))
         image = crash_image(tmp_path / "d")
     name = key(1).pack_id.hex()
-    back = image / "shares" / name[:2] / name[2:4] / f"{name}.0"
+    back = image / "shares" / name[0] / name[1:3] / f"{name}.0"
     back.write_bytes(bytes(LARGE))
     async with opened(image) as backend:
         assert backend.has([key(1)]) == [False]
@@ -230,7 +230,7 @@ async def test_a_share_whose_file_vanished_is_missing_and_may_be_put_again(tmp_p
         await backend.store([share(key(1), LARGE, lease(1))])
     async with opened(tmp_path / "d") as backend:
         name = key(1).pack_id.hex()
-        (tmp_path / "d/shares" / name[:2] / name[2:4] / f"{name}.0").unlink()
+        (tmp_path / "d/shares" / name[0] / name[1:3] / f"{name}.0").unlink()
         assert backend.pin(key(1)) is None
         assert backend.has([key(1)]) == [False]
         assert await backend.store([share(key(1), LARGE, lease(1))]) == [True]
@@ -371,4 +371,4 @@ async def test_shares_lie_in_two_levels_by_pack_id(tmp_path: Path) -> None:
     async with opened(tmp_path / "d") as backend:
         assert backend.has([which]) == [True]
         found = [path for path in (tmp_path / "d/shares").rglob("*") if path.is_file()]
-    assert found == [tmp_path / "d/shares/ab/cd" / f"{which.pack_id.hex()}.7"]
+    assert found == [tmp_path / "d/shares/a/bc" / f"{which.pack_id.hex()}.7"]

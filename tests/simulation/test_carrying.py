@@ -1,0 +1,200 @@
+"""Synced data that travels in head records: found again whatever becomes of the machine that wrote it.
+
+Random stories of small files with many fsyncs, with records gathered so often that data has to be carried
+anew again and again. At each crash point the next mount of the same machine, or a new machine that has
+nothing, must find what was synced.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+
+from gridfs.assembly import Parts
+from gridfs.files import journal
+from gridfs.files.carrying import CARRIED_BYTES_MAX
+from tests.files.test_journal import bodies
+from tests.simulation.filesystem import Client, Shell, gauges, start_servers
+from tests.simulation.machine import World, run_world
+from tests.simulation.runner import chance
+from tests.simulation.test_filesystem_crash import Story, go_on, look
+
+NAMES = ["a", "b", "c", "d"]
+
+
+async def tell(story: Story, stream: random.Random, steps: int) -> None:
+    """Random steps on a few small files."""
+    for _ in range(steps):
+        here = [name for name in NAMES if name in story.states[-1]]
+        choice = stream.random()
+        if not here or choice < 0.08:
+            name = stream.choice(NAMES)
+            if name not in here:
+                await story.make(name)
+            continue
+        name = stream.choice(here)
+        if choice < 0.45:
+            size = stream.choice([1, 100, 4096, 9000, 30_000])
+            await story.write(name, stream.randrange(8000), size)
+        elif choice < 0.8:
+            await story.fsync(name)
+        elif choice < 0.88:
+            await story.truncate(name, stream.choice([0, 50, 3000, 9000]))
+        elif choice < 0.93:
+            await story.rename(name, stream.choice([other for other in NAMES if other != name]))
+        elif choice < 0.96:
+            await story.unlink(name)
+            story.synced.pop(name, None)
+        else:
+            await trio.sleep(stream.choice([0.1, 3, 15]))
+
+
+async def scenario(world: World, how: str) -> int:
+    """One machine after the other dies in the middle of a story. Returns the records that carried data."""
+    stream = chance(world.seed, "carrying")
+    servers = await start_servers(world)
+    client = Client(world, servers)
+    client.create()
+    story = Story(stream=stream)
+    carried = 0
+    for _ in range(4):
+        strike = {"kill": client.kill_at, "power": client.cut_power_at, "burn": client.cut_power_at}[how]
+        strike(stream.randrange(20, 400))
+
+        async def play(parts: Parts) -> None:
+            story.begin(parts)
+            await tell(story, stream, 60)
+
+        await client.session(play)
+        strike(0)
+        if how == "burn":
+            client = Client(world, servers, f"client{len(story.states)}")
+            client.create()
+        found = await client.session(look)
+        assert found is not None
+        if how == "kill":
+            story.check_killed(found)
+        else:
+            story.check_power_lost(found)
+
+        async def records(parts: Parts) -> int:
+            return sum(bool(body.data) for _, body in await bodies(parts, servers))
+
+        carried += await client.session(records) or 0
+        # The story goes on from what is there; what was synced before stays so.
+        story.states.append(found)
+        story.acknowledged = len(story.states) - 1
+        if how == "kill":
+            story.states = story.states[-1:]
+            story.acknowledged = 0
+    await client.session(go_on)
+    return carried
+
+
+@pytest.mark.parametrize("how", ["kill", "power", "burn"])
+@pytest.mark.parametrize("seed", range(4))
+def test_synced_data_is_found_again(monkeypatch: pytest.MonkeyPatch, how: str, seed: int) -> None:
+    monkeypatch.setattr(journal, "GATHER_BYTES", 30_000)
+    assert run_world(seed, scenario, how).result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "power", "burn"])
+@pytest.mark.parametrize("seed", range(4, 40))
+def test_synced_data_is_found_again_for_more_seeds(
+    monkeypatch: pytest.MonkeyPatch, how: str, seed: int
+) -> None:
+    monkeypatch.setattr(journal, "GATHER_BYTES", 30_000)
+    assert run_world(seed, scenario, how).result
+
+
+def test_little_data_is_in_the_record_alone_until_the_file_is_idle() -> None:
+    async def story(world: World) -> None:
+        servers = await start_servers(world)
+        client = Client(world, servers)
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            for index in range(5):
+                await shell.write("file", b"x" * 1000, 1000 * index)
+                await shell.fsync("file")
+            assert parts.writer.packs_stored == 0
+            records = await bodies(parts, servers)
+            assert [[(item.start, len(item.data)) for item in body.data] for _, body in records] == [
+                [(1000 * index, 1000)] for index in range(5)
+            ]
+            assert all(body.carries for _, body in records)
+            await trio.sleep(20)
+            assert parts.writer.packs_stored == 1, "all of it in one pack"
+            await parts.files.drain()
+            assert not (await bodies(parts, servers))[-1][1].carries
+            await shell.write("large", b"x" * (CARRIED_BYTES_MAX + 1))
+            await shell.fsync("large")
+            assert parts.writer.packs_stored == 2
+            assert not (await bodies(parts, servers))[-1][1].data
+            assert gauges(parts)["dirty bytes"] == 0
+
+        await client.session(work)
+
+    run_world(3, story)
+
+
+def test_a_name_and_its_little_data_leave_in_two_records() -> None:
+    """Written beside and renamed over, as editors do, without an fsync of the new file."""
+
+    async def story(world: World) -> None:
+        servers = await start_servers(world)
+        client = Client(world, servers)
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.write("file", b"old")
+            await shell.files.sync()
+            before = len(await bodies(parts, servers))
+            await shell.write("new", b"new content")
+            shell.rename("new", "file")
+            shell.mkdir("folder")
+            await shell.fsync("folder")
+            behind = await bodies(parts, servers)
+            assert len(behind) == before + 2
+            assert [item.data for item in behind[before][1].data] == [b"new content"]
+            assert parts.writer.packs_stored == 1
+            world.crash(client.node)
+
+        await client.session(work)
+        other = Client(world, servers, "other")
+        other.create()
+        assert await other.session(look) == {"file": b"new content", "folder": None}
+
+    run_world(4, story)
+
+
+def test_what_is_written_where_a_clipped_flight_began_flies_by_itself() -> None:
+    """A truncate leaves a flight with nothing; another begins at the same byte before it has landed."""
+
+    async def story(world: World) -> None:
+        client = Client(world, await start_servers(world))
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            ino = await shell.write("file", b"x" * 5000, 3000)
+            parts.writer.want(ino, parts.log.number)
+            while not parts.writer.flights:
+                await trio.sleep(0)
+            shell.truncate("file", 100)
+            await shell.write("file", b"y" * 2000, 3000)
+            parts.writer.want(ino, parts.log.number)
+            while parts.writer.flights < 2:
+                await trio.sleep(0)
+            await parts.files.drain()
+            assert await shell.read("file") == bytes(3000) + b"y" * 2000
+            assert gauges(parts)["dirty bytes"] == 0
+
+        await client.session(work)
+
+    run_world(5, story)
