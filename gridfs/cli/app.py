@@ -92,7 +92,7 @@ def mount(
         typer.Option(
             "-o",
             help="ro, fsync=grid|spool, allow_other, attr_timeout=S, grid_timeout=S, memory=BYTES, "
-            "spool=BYTES, noacl, init=own|libfuse; comma separated.",
+            "spool=BYTES, noatime, noacl, init=own|libfuse; comma separated.",
         ),
     ] = None,
 ) -> None:

@@ -206,6 +206,8 @@ class FileSystem:
         self._writer.drain()
         while not self._writer.idle:
             await self._writer.all_stored(self._log.number)
+            if not self._writer.idle:  # a pack is on its way that a truncate has emptied
+                await self._writer.progressed()
         while self._journal.up_to < self._log.number:  # shipping itself may record an operation
             await self._journal.shipped(self._log.number)
         await self._log.make_durable()

@@ -100,7 +100,9 @@ class Handlers(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         self._files.require_writable()
         current = self._namespace.inode(inode)
-        mode = self._without_set_id(current, fields, ctx) if self.own_init else None
+        mode = None
+        if self.own_init or fields.update_size:
+            mode = self._without_set_id(current, fields, ctx)
         if fields.update_mode:
             mode = stat.S_IFMT(current.mode) | stat.S_IMODE(attr.st_mode)
         change = Change(
@@ -290,7 +292,7 @@ class Handlers(pyfuse3.Operations):
 
     def _truncated_mode(self, ino: int, ctx: Any) -> int | None:
         inode = self._namespace.inode(ino)
-        if not self.own_init or not setid.has_bits(inode.mode):
+        if not setid.has_bits(inode.mode):
             return None
         who = setid.caller(ctx.uid, ctx.gid, ctx.pid)
         return None if who.can(setid.CAP_FSETID) else setid.cleared(inode.mode, inode.gid, who)

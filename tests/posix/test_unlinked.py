@@ -10,7 +10,20 @@ from typing import Any
 
 import pytest
 
-from tests.posix.calls import AT_FDCWD, Answer, about, changed_times, get, handle, opened, outcome, put, tree
+from tests.posix.calls import (
+    AT_FDCWD,
+    KINDS,
+    Answer,
+    about,
+    changed_times,
+    get,
+    handle,
+    kinds,
+    opened,
+    outcome,
+    put,
+    tree,
+)
 from tests.posix.stage import case
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -62,6 +75,15 @@ def test_a_nameless_file(use: str, way: str) -> Answer:
             put("other", b"other")
             os.rename("other", "file")
         return outcome(USES[use], file), os.fstat(file).st_nlink, tree()
+
+
+@case
+@pytest.mark.parametrize("kind", kinds())
+def test_a_handle_that_only_points_to_what_is_nameless(kind: str) -> Answer:
+    KINDS[kind]("it")
+    with handle("it", os.O_PATH | os.O_NOFOLLOW) as pointer:
+        said = [outcome(os.unlink, "it"), outcome(os.rmdir, "it")]
+        return said, about(pointer), outcome(linkat, pointer, "", "again", AT_EMPTY_PATH)
 
 
 @case

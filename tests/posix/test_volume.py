@@ -28,7 +28,7 @@ def test_what_statvfs_says_of_names_and_blocks() -> Answer:
     seen = os.statvfs(".")
     assert seen.f_blocks >= seen.f_bfree >= seen.f_bavail > 0
     assert seen.f_files >= seen.f_ffree >= seen.f_favail > 0
-    return seen.f_namemax, seen.f_frsize, seen.f_flag & (os.ST_RDONLY | os.ST_NOSUID)
+    return seen.f_namemax, seen.f_frsize, seen.f_flag & os.ST_RDONLY
 
 
 @case
@@ -53,7 +53,8 @@ def test_inodes_are_counted() -> Answer:
         os.unlink(f"file{number}")
     end = os.statvfs(".")
     used = [seen.f_files - seen.f_ffree for seen in (before, after, end)]
-    return used[1] - used[0], used[2] < used[1]
+    # What former cases unlinked may still be on its way out.
+    return used[1] - used[0] > 10, used[2] < used[1]
 
 
 def test_df_counts_user_data(stage: Stage) -> None:
@@ -159,3 +160,20 @@ def test_the_table_names_cases() -> None:
     source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     for name in DIFFERENT:
         assert f"def {name.partition('[')[0]}(" in source
+
+
+@pytest.mark.after_the_cases(3)
+def test_noatime(stage: Stage, file_system_of_cases: MountedFileSystem) -> None:
+    file_system_of_cases.umount()
+    file_system_of_cases.options = ("noatime",)
+    file_system_of_cases.mount()
+    place = stage.mount / "noatime"
+    place.mkdir()
+    (place / "file").write_bytes(b"content")
+    (place / "link").symlink_to("file")
+    for path in (place / "file", place / "link", place):
+        os.utime(path, ns=(5, 6), follow_symlinks=False)
+    assert os.listdir(place)
+    assert (place / "link").read_bytes() == b"content"
+    for path in (place / "file", place / "link", place):
+        assert path.lstat().st_atime_ns == 5

@@ -173,6 +173,14 @@ def test_a_name_and_its_little_data_leave_in_two_records() -> None:
     run_world(4, story)
 
 
+async def flying(parts: Parts, count: int) -> None:
+    for _ in range(100):
+        if parts.writer.flights == count:
+            return
+        await trio.lowlevel.checkpoint()
+    raise AssertionError(f"{parts.writer.flights} packs are on their way, not {count}")
+
+
 def test_what_is_written_where_a_clipped_flight_began_flies_by_itself() -> None:
     """A truncate leaves a flight with nothing; another begins at the same byte before it has landed."""
 
@@ -184,17 +192,39 @@ def test_what_is_written_where_a_clipped_flight_began_flies_by_itself() -> None:
             shell = Shell(parts)
             ino = await shell.write("file", b"x" * 5000, 3000)
             parts.writer.want(ino, parts.log.number)
-            while not parts.writer.flights:
-                await trio.sleep(0)
+            await flying(parts, 1)
             shell.truncate("file", 100)
             await shell.write("file", b"y" * 2000, 3000)
             parts.writer.want(ino, parts.log.number)
-            while parts.writer.flights < 2:
-                await trio.sleep(0)
+            await flying(parts, 2)
             await parts.files.drain()
+            await trio.sleep(10)
+            assert parts.writer.packs_stored == 2
             assert await shell.read("file") == bytes(3000) + b"y" * 2000
             assert gauges(parts)["dirty bytes"] == 0
 
         await client.session(work)
 
     run_world(5, story)
+
+
+def test_a_drain_waits_for_a_pack_that_nobody_needs_any_more() -> None:
+    """The file was removed while it was on its way."""
+
+    async def story(world: World) -> None:
+        client = Client(world, await start_servers(world))
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            ino = await shell.write("file", b"x" * 5000)
+            parts.writer.want(ino, parts.log.number)
+            await flying(parts, 1)
+            shell.unlink("file")
+            with trio.fail_after(10):
+                await parts.files.drain()
+            assert set(gauges(parts).values()) == {0}, gauges(parts)
+
+        await client.session(work)
+
+    run_world(6, story)
