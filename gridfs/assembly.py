@@ -30,6 +30,7 @@ from gridfs.files.reader import Reader, ReaderConfig
 from gridfs.files.replay import replay
 from gridfs.files.spool import Spool
 from gridfs.files.stamps import Stamps
+from gridfs.files.trees import Trees, TreesConfig
 from gridfs.files.writer import Writer, WriterConfig
 from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.downloader import Downloader
@@ -168,8 +169,9 @@ async def _start(
     stamps = Stamps(machine.clock)
     contents = Contents(log, dirty, writer, prefetcher, stamps, ContentsConfig())
     namespace = Namespace(log, contents, stamps)
+    trees = Trees(log, dirty, contents, namespace, journal, stamps, TreesConfig())
     files_config = FileSystemConfig(options.read_only, options.fsync, options.grid_timeout_s)
-    files = FileSystem(log, dirty, writer, journal, contents, namespace, capacity, files_config)
+    files = FileSystem(log, dirty, writer, journal, contents, namespace, trees, capacity, files_config)
     await nursery.start(downloader.run)
     if not options.read_only:
         await journal.claim(len(config.head_servers) - config.quorum + 1)
@@ -177,6 +179,7 @@ async def _start(
         await nursery.start(log.run)
         await nursery.start(writer.run)
         await nursery.start(journal.run)
+        await nursery.start(trees.run)
     await nursery.start(prefetcher.run)
     await nursery.start(capacity.run)
     return Parts(

@@ -119,6 +119,44 @@ def sync(mountpoint: MountPoint) -> None:
 
 
 @app.command()
+def clone(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="File or directory inside a mount.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="New name inside the same mount.")],
+) -> None:
+    """Copy a file or a tree within a mount; the content is shared until one side is written."""
+    from gridfs.cli.clone import make_clone
+
+    make_clone(source, target, read_only=False)
+
+
+@app.command()
+def snapshot(
+    directory: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="DIR", help="Directory inside a mount."),
+    ] = None,
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="DST", help="New name inside the same mount."),
+    ] = None,
+    delete: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--delete", metavar="DST", help="Remove a snapshot with all below it."),
+    ] = None,
+) -> None:
+    """Clone a directory read-only, for root too; with --delete remove such a snapshot."""
+    from gridfs.cli.clone import delete_snapshot, make_clone
+    from gridfs.exits import USAGE, CommandError
+
+    if delete is not None and directory is None:
+        delete_snapshot(delete)
+    elif delete is None and directory is not None and target is not None:
+        make_clone(directory, target, read_only=True)
+    else:
+        raise CommandError("snapshot takes DIR and DST, or --delete DST", USAGE)
+
+
+@app.command()
 def status(
     name: Annotated[str, typer.Argument(metavar="NAME|MOUNTPOINT")],
     json_output: Annotated[bool, typer.Option("--json", help="All values, as JSON.")] = False,

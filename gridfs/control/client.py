@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
+from gridfs.exits import CommandError
 from gridfs.host.home import Home
 
 
-class NoDaemon(Exception):
+class NoDaemon(CommandError):
     """Nobody answers on the control socket."""
 
 
-def ask(home: Home, word: str, timeout_s: float | None = 10.0) -> Iterator[dict[str, Any]]:
-    """Send one request and yield each line of its answer. Raises NoDaemon."""
+def ask(
+    home: Home, word: str, timeout_s: float | None = 10.0, **values: object
+) -> Generator[dict[str, Any], None, None]:
+    """Send one request, with more `values`, and yield each line of its answer. Raises NoDaemon.
+
+    The connection stays open until the generator is used up or closed.
+    """
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(timeout_s)
     with connection:
         try:
             with home.control_address() as address:
                 connection.connect(address)
-            connection.sendall(json.dumps({"do": word}).encode() + b"\n")
+            connection.sendall(json.dumps({"do": word, **values}).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 for line in lines:
                     yield json.loads(line)

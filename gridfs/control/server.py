@@ -1,7 +1,9 @@
-"""The daemon's side: answers status, sync and yield. Requests come from the same user or root only.
+"""The daemon's side: answers status, sync, yield, clone and inode. Requests come from the same user or
+root only.
 
-A request is one JSON line {"do": WORD}; the answer is one line, for `sync` preceded by a line of
-progress every half second.
+A request is one JSON line {"do": WORD, ...}; the answer is one line, for `sync` preceded by a line of
+progress every half second. After the answer to `clone` the daemon waits for the end of the connection:
+until then the caller makes the clone's name.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import trio
 from gridfs.files.filesystem import FileSystem
 from gridfs.files.journal import TakenOver
 from gridfs.host.home import Home
+from storage.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +66,14 @@ class ControlServer:
                     if not data:
                         return
                     line += data
-                await self._answer(connection, json.loads(line).get("do"))
-            except (OSError, ValueError, AttributeError):
+                await self._answer(connection, json.loads(line))
+            except (OSError, ValueError, AttributeError, KeyError, TypeError):
                 return
             except Exception:
                 logger.exception("control request failed")
 
-    async def _answer(self, connection: trio.socket.SocketType, word: object) -> None:
-        match word:
+    async def _answer(self, connection: trio.socket.SocketType, request: dict[str, Any]) -> None:
+        match request.get("do"):
             case "status":
                 await _send(connection, self._status())
             case "sync":
@@ -78,8 +81,31 @@ class ControlServer:
             case "yield":
                 self.yielded.set()
                 await _send(connection, {"ok": True})
+            case "clone":
+                await self._clone(connection, request)
+            case "inode":
+                inode = self._files.namespace.inode(int(request["ino"]))
+                await _send(connection, {"read_only": bool(inode.read_only)})
             case _:
                 await _send(connection, {"error": "unknown request"})
+
+    async def _clone(self, connection: trio.socket.SocketType, request: dict[str, Any]) -> None:
+        name = bytes.fromhex(request["name"])
+        try:
+            self._files.require_writable()
+            prepared = self._files.trees.prepared(
+                int(request["source"]),
+                int(request["parent"]),
+                name,
+                _peer(connection)[0],
+                read_only=bool(request["read_only"]),
+            )
+            async with prepared:
+                await _send(connection, {"ok": True})
+                await connection.recv(1)
+        except (OSError, StorageError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            await _send(connection, {"error": reason})
 
     async def _sync(self, connection: trio.socket.SocketType) -> None:
         async def progress() -> None:
@@ -98,10 +124,15 @@ class ControlServer:
         await _send(connection, answer)
 
 
-def _is_ours(connection: trio.socket.SocketType) -> bool:
+def _peer(connection: trio.socket.SocketType) -> tuple[int, int]:
+    """(process, user) at the other end."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    _, uid, _ = struct.unpack("3i", raw)
-    return uid in (0, os.geteuid())
+    pid, uid, _ = struct.unpack("3i", raw)
+    return pid, uid
+
+
+def _is_ours(connection: trio.socket.SocketType) -> bool:
+    return _peer(connection)[1] in (0, os.geteuid())
 
 
 async def _send(connection: trio.socket.SocketType, message: dict[str, Any]) -> None:

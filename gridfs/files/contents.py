@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gridfs.files.dirty import DirtyData
 from gridfs.files.log import OperationLog
+from gridfs.files.pause import Pause
 from gridfs.files.readahead import Prefetcher, Readahead
 from gridfs.files.stamps import Stamps
 from gridfs.files.writer import Writer
@@ -50,6 +51,8 @@ class Contents:
         self._clock = clock
         self._config = config
         self._readaheads: dict[int, list[Readahead]] = {}
+        self.pause = Pause()
+        """While it is on, writes wait."""
 
     async def write(self, ino: int, offset: int, data: Buffer, *, stamped: bool = False) -> None:
         """Write all of `data`. It is acknowledged, and every read sees it, when this returns.
@@ -65,6 +68,9 @@ class Contents:
         for low in range(0, len(view), step):
             piece = view[low : low + step]
             await self._dirty.room(len(piece), self._config.room_timeout_s)
+            while self.pause.is_on:
+                await self.pause.over()
+                await self._dirty.room(len(piece), self._config.room_timeout_s)
             self._write_piece(ino, offset + low, piece, None if stamped else self._clock.now_ns())
 
     def _write_piece(self, ino: int, offset: int, piece: memoryview, time: int | None) -> None:
@@ -79,6 +85,13 @@ class Contents:
         self._dirty.truncated(ino, size)
         self._writer.truncated(ino, size)
         self._forget_readahead(ino)
+
+    def cloned(self, ino: int, to: int, number: int) -> bool:
+        """Operation `number` made `to`, a copy of `ino`; returns whether bytes of it are in no pack yet."""
+        is_dirty = self._dirty.cloned(ino, to)
+        if is_dirty:
+            self._writer.want(to, number)
+        return is_dirty
 
     def dropped(self, ino: int) -> None:
         """The inode is gone."""

@@ -12,8 +12,11 @@ import trio
 
 from gridfs.files.log import OperationLog
 from gridfs.files.overlay import Overlay, Piece, Source
-from gridfs.meta.operations import Commit, Drop, Operation, SetAttributes, Together, Write
+from gridfs.meta.operations import Clone, Commit, Drop, Operation, SetAttributes, Together, Write
 from storage.errors import Exhausted
+
+FILE_END = 1 << 63
+"""Behind every byte that a file can have."""
 
 
 class DirtyData:
@@ -74,10 +77,24 @@ class DirtyData:
         if overlay is None:
             overlay = self._overlays[ino] = Overlay()
         self._retire(overlay.write(offset, offset + size, number, source))
+        self._touch(ino)
+
+    def _touch(self, ino: int) -> None:
         now = trio.current_time()
         self.touched.pop(ino, None)
         self.touched[ino] = now
         self.since.setdefault(ino, now)
+
+    def cloned(self, ino: int, to: int) -> bool:
+        """The new inode `to` is a copy of `ino`; returns whether it has dirty data, which they share."""
+        overlay = self._overlays.get(ino)
+        if overlay is None:
+            return False
+        for piece in overlay.pieces(0, FILE_END):
+            self._spool.share(piece.source, piece.end - piece.start)
+        self._overlays[to] = overlay.copy()
+        self._touch(to)
+        return True
 
     def truncated(self, ino: int, size: int) -> None:
         overlay = self._overlays.get(ino)
@@ -112,6 +129,8 @@ class DirtyData:
                     self.committed(extent.ino, extent.start, extent.start + extent.length, extent.frozen)
             case Drop(ino=ino):
                 self.dropped(ino)
+            case Clone(ino=ino, source=copied):
+                self.cloned(copied, ino)
             case Together(parts=parts):
                 for part in parts:
                     self.replay(number, part, None, 0)

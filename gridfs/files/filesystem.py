@@ -18,6 +18,7 @@ from gridfs.files.journal import Journal
 from gridfs.files.log import OperationLog
 from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Readahead
+from gridfs.files.trees import Trees
 from gridfs.files.writer import Writer
 from gridfs.grid.capacity import Capacity
 from gridfs.meta.rows import Listed
@@ -81,6 +82,7 @@ class FileSystem:
         journal: Journal,
         contents: Contents,
         namespace: Namespace,
+        trees: Trees,
         capacity: Capacity,
         config: FileSystemConfig,
     ) -> None:
@@ -95,6 +97,9 @@ class FileSystem:
         self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
         self.namespace = namespace
+        self.trees = trees
+        self.pause = contents.pause
+        """Front ends let changes wait while it is on."""
 
     # ---- open files
 
@@ -122,8 +127,9 @@ class FileSystem:
 
     async def write(self, handle: int, offset: int, data: Buffer, *, stamped: bool = False) -> int:
         """Returns the bytes written: all of them. `stamped`: the front end sets the times by itself."""
-        self.require_writable()
-        await self._contents.write(self._handles[handle].ino, offset, data, stamped=stamped)
+        ino = self._handles[handle].ino
+        self.require_writable(ino)
+        await self._contents.write(ino, offset, data, stamped=stamped)
         return len(data)
 
     def inode_of(self, handle: int) -> int:
@@ -196,6 +202,7 @@ class FileSystem:
 
     async def drain(self) -> None:
         """For unmounting: everything is in the grid and durable in the metadata."""
+        self.trees.end()
         self._writer.drain()
         while not self._writer.idle:
             await self._writer.all_stored(self._log.number)
@@ -215,7 +222,10 @@ class FileSystem:
     def writable(self) -> bool:
         return not self._config.read_only and self._journal.taken_over is None
 
-    def require_writable(self) -> None:
+    def require_writable(self, ino: int | None = None) -> None:
+        """Raises EROFS where nothing may be changed, or not this inode."""
+        if ino is not None:
+            self.namespace.require_changeable(self.namespace.inode(ino))
         if not self.writable:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -239,3 +249,4 @@ class FileSystem:
         Raises Exhausted (ENOSPC) sooner than a write that is under way does.
         """
         await self._dirty.room(ROOM_BYTES, self._config.room_timeout_s)
+        await self.pause.over()

@@ -12,11 +12,14 @@ import os
 import stat
 from dataclasses import dataclass
 
+import trio
+
 from gridfs.files import acl
 from gridfs.files.contents import FILE_SIZE_MAX, Contents
 from gridfs.files.log import OperationLog
 from gridfs.files.stamps import Stamps
 from gridfs.meta.operations import (
+    Detach,
     Drop,
     Link,
     Make,
@@ -66,6 +69,8 @@ class Namespace:
         self._metadata = log.metadata
         self._clock = clock
         self._open: dict[int, int] = {}
+        self.tree_detached = trio.Event()
+        """Set when a snapshot lost its name: all that lies in it is to be cleared away."""
 
     # ---- looking
 
@@ -95,6 +100,19 @@ class Namespace:
 
     def parent_of(self, ino: int) -> int:
         return self._metadata.parent_of(ino)
+
+    def require_changeable(self, inode: Inode) -> None:
+        """Raises EROFS for what is part of a snapshot."""
+        if inode.read_only:
+            raise _fail(errno.EROFS)
+
+    def require_vacant(self, parent: int, name: bytes, *, is_directory: bool = False) -> None:
+        """Raises what making this name would raise: EEXIST, ENAMETOOLONG, EROFS, EMLINK..."""
+        directory = self._directory(parent, name)
+        if self._metadata.lookup(parent, name) is not None:
+            raise _fail(errno.EEXIST)
+        if is_directory and directory.nlink >= LINK_MAX:
+            raise _fail(errno.EMLINK)
 
     # ---- names
 
@@ -152,6 +170,7 @@ class Namespace:
         self._directory(parent, name)
         if stat.S_ISDIR(inode.mode):
             raise _fail(errno.EPERM)
+        self.require_changeable(inode)
         if self._metadata.lookup(parent, name) is not None:
             raise _fail(errno.EEXIST)
         if inode.nlink >= LINK_MAX:
@@ -169,13 +188,17 @@ class Namespace:
         inode = self._child(parent, name)
         if not stat.S_ISDIR(inode.mode):
             raise _fail(errno.ENOTDIR)
+        if inode.read_only:  # the directory of a snapshot goes with all below it
+            self._log.record(Detach(parent, name, inode.ino, self._clock.now_ns()))
+            self.tree_detached.set()
+            return
         if self._metadata.has_entries(inode.ino):
             raise _fail(errno.ENOTEMPTY)
         self._unlink(parent, name, inode)
 
     def _unlink(self, parent: int, name: bytes, inode: Inode) -> None:
         self._log.record(Unlink(parent, name, inode.ino, self._clock.now_ns()))
-        self._drop_if_unused(inode.ino)
+        self.drop_if_unused(inode.ino)
 
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
@@ -208,7 +231,7 @@ class Namespace:
         if old_ino is None:
             return None
         if not exchange:
-            self._drop_if_unused(old_ino)
+            self.drop_if_unused(old_ino)
         return number, moved.ino
 
     def _may_replace(self, moved: Inode, old: Inode, parent: int, exchange: bool) -> None:
@@ -240,18 +263,22 @@ class Namespace:
             raise _fail(errno.ENAMETOOLONG)
         if directory.nlink == 0:
             raise _fail(errno.ENOENT)
+        self.require_changeable(directory)
         return directory
 
     def _child(self, parent: int, name: bytes) -> Inode:
+        """What a name that is to be taken away or moved stands for."""
         inode = self.lookup(parent, name)
         if inode is None:
             raise _fail(errno.ENOENT)
+        self.require_changeable(self.inode(parent))
         return inode
 
     # ---- attributes
 
     def change(self, ino: int, change: Change) -> None:
         """Set attributes; a size cuts the file or extends it by a hole. Raises EFBIG past the largest."""
+        self.require_changeable(self.inode(ino))
         if change.size is not None and change.size > FILE_SIZE_MAX:
             raise _fail(errno.EFBIG)
         if change.ctime is not None:
@@ -279,6 +306,8 @@ class Namespace:
         """
         inode = self.inode(ino)
         now = self._clock.now_ns()
+        if inode.read_only:
+            return False
         if inode.atime > inode.mtime and inode.atime > inode.ctime and now - inode.atime < DAY_NS:
             return False
         self._log.record(SetAttributes(ino, None, None, None, now, None, None, inode.ctime))
@@ -296,7 +325,7 @@ class Namespace:
         return self._metadata.xattrs(ino)
 
     def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
-        self.inode(ino)
+        self.require_changeable(self.inode(ino))
         if len(name) > NAME_MAX:
             raise _fail(errno.ERANGE)
         if len(value) > XATTR_VALUE_MAX:
@@ -313,6 +342,7 @@ class Namespace:
         default ACL of anything but a directory.
         """
         inode = self.inode(ino)
+        self.require_changeable(inode)
         entries = acl.parse(value)
         now = self._clock.now_ns()
         if name == acl.DEFAULT:
@@ -334,10 +364,12 @@ class Namespace:
 
     def remove_acl(self, ino: int, name: bytes) -> None:
         """Leaves the mode as it is; to remove what is not there is no error."""
+        self.require_changeable(self.inode(ino))
         if self._metadata.xattr(ino, name) is not None:
             self._log.record(RemoveXattr(ino, name, self._clock.now_ns()))
 
     def remove_xattr(self, ino: int, name: bytes) -> None:
+        self.require_changeable(self.inode(ino))
         self.xattr(ino, name)
         self._log.record(RemoveXattr(ino, name, self._clock.now_ns()))
 
@@ -353,13 +385,17 @@ class Namespace:
             self._open[ino] = count
             return False
         del self._open[ino]
-        return self._drop_if_unused(ino)
+        return self.drop_if_unused(ino)
 
     def drop_orphans(self) -> list[int]:
         """Drop what a former mount left open and nameless; returns the inodes."""
-        return [ino for ino in self._metadata.orphans() if self._drop_if_unused(ino)]
+        return [ino for ino in self._metadata.orphans() if self.drop_if_unused(ino)]
 
-    def _drop_if_unused(self, ino: int) -> bool:
+    def is_open(self, ino: int) -> bool:
+        return ino in self._open
+
+    def drop_if_unused(self, ino: int) -> bool:
+        """Drop an inode that has no name and no handle; returns whether it went."""
         inode = self._metadata.inode(ino)
         if inode is None or inode.nlink > 0 or ino in self._open:
             return False

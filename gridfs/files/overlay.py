@@ -110,6 +110,14 @@ class Overlay:
         self.dirty_bytes += end - start - sum(item.size_bytes for item in gone)
         return gone
 
+    def copy(self) -> Overlay:
+        """An overlay with the same pieces, of the same sources."""
+        result = Overlay()
+        result._starts = self._starts.copy()
+        result._pieces = self._pieces.copy()
+        result.dirty_bytes = self.dirty_bytes
+        return result
+
     def truncate(self, size: int) -> list[Gone]:
         """Take out everything from byte `size` on."""
         return self._remove(size, None, None)

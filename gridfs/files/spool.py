@@ -335,6 +335,11 @@ class Spool:
     def unpin(self, source: Source) -> None:
         self._by_index[source.slot].pins -= 1
 
+    def share(self, source: Source, size: int) -> None:
+        """`size` bytes of the data at `source`, which is needed, are needed once more."""
+        self._by_index[source.slot].live += size
+        self.live_bytes += size
+
     def retire(self, source: Source, size: int) -> None:
         """`size` bytes of the data at `source` are no longer needed."""
         slot = self._by_index[source.slot]

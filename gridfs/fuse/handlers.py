@@ -177,7 +177,9 @@ class Handlers(pyfuse3.Operations):
     ) -> Inode:
         self._files.require_writable()
         await self._files.require_room()
-        return self._namespace.make(parent, name, mode, ctx.uid, ctx.gid, rdev, target, ctx.umask)
+        return self._files.trees.make(parent, name, mode, ctx.pid) or self._namespace.make(
+            parent, name, mode, ctx.uid, ctx.gid, rdev, target, ctx.umask
+        )
 
     @firewall
     async def mknod(
@@ -270,7 +272,7 @@ class Handlers(pyfuse3.Operations):
     @firewall
     async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
         if flags & WANTS_WRITE:
-            self._files.require_writable()
+            self._files.require_writable(inode)
             await self._files.require_room()
         if flags & os.O_TRUNC:
             mode = self._truncated_mode(inode, ctx)

@@ -22,6 +22,7 @@ from gridfs.files.filesystem import FileSystem
 from gridfs.fuse import initialise
 from gridfs.fuse.handlers import Handlers
 from gridfs.fuse.initialise import InitRefused, InitRequest
+from gridfs.fuse.pausing import let_changes_wait
 from gridfs.host import mounts
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Session:
     def __init__(self, files: FileSystem, config: SessionConfig) -> None:
         self._config = config
         self._handlers = Handlers(files, config.attr_timeout_s, acl=config.acl, atime=config.atime)
+        let_changes_wait(self._handlers, files.pause)
         self._open = False
         self._device: int | None = None
         """Where we initialised the mount: the number of its descriptor."""

@@ -49,6 +49,20 @@ def home_of(mountpoint: str) -> Home:
     return Home(Path(found.source))
 
 
+def home_around(directory: str) -> Home:
+    """The file system in whose mount a directory lies. Raises CommandError where there is none of ours."""
+    path = os.path.realpath(directory)
+    around = [
+        mount for mount in mounted() if os.path.commonpath((path, mount.mountpoint)) == mount.mountpoint
+    ]
+    found = max(around, key=lambda mount: len(mount.mountpoint), default=None)
+    if found is not None:  # of mounts at one place the last one is on top
+        found = [mount for mount in around if mount.mountpoint == found.mountpoint][-1]
+    if found is None or found.kind != TYPE:
+        raise CommandError(f"{directory} does not lie in a gridfs mount", FAILED)
+    return Home(Path(found.source))
+
+
 def unmount(path: str, *, lazy: bool = False) -> None:
     """Unmount a FUSE file system. Raises CommandError with the reason."""
     argv = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]

@@ -5,6 +5,12 @@ away from the inode, whatever its size; a truncate to more removes the extents p
 they are few, else it leaves a cut: from then on an extent of that body which begins at or behind the
 cut's position and was frozen before the cut's number is dead. Reads leave the dead out; `work` removes
 them. What is committed later was frozen later, or was clipped by its writer, and so is never dead.
+
+A clone copies the extents at once if they are few. Else the body becomes a base, which belongs to no
+inode and never grows again, and both inodes get new bodies that are copies of it: reads look through a
+copy's own extents into its base, and `work` moves the base's extents into all of its copies. As always
+what was frozen later wins, so a commit to a copy needs no look at its base; a cut of a copy stays until
+the base is empty, and what of the base lies behind it is dead.
 """
 
 from __future__ import annotations
@@ -22,6 +28,15 @@ from gridfs.meta.schema import State
 CUT_ROWS_MAX = 1000
 """A cut of at most so many extents is made at once."""
 
+CLONE_ROWS_MAX = 1000
+"""A body of at most so many extents is cloned at once."""
+
+MOVED_ROWS = 1000
+"""Extents of a base that are moved at once where nobody can wait for the work list."""
+
+DEPTH_MAX = 16
+"""Bases above each other; a body that is cloned and changed faster than that waits for the work list."""
+
 WHOLE = (1 << 63) - 1
 """Number of a cut to which every extent is dead: its body belongs to no inode."""
 
@@ -36,14 +51,22 @@ class _Cut(NamedTuple):
     """The inode whose held bytes shrink; 0 where it has lost the body."""
 
 
+class _Copy(NamedTuple):
+    body: int
+    base: int
+    ino: int
+    """The inode whose body it is; 0 where it is a base itself."""
+
+
 class Bodies:
-    """Tables `extent` and `cut`, and the columns `body` and `held` of `inode`."""
+    """Tables `extent`, `cut` and `copy`, and the columns `body` and `held` of `inode`."""
 
     def __init__(self, database: apsw.Connection, state: State, packs: Packs) -> None:
         self._database = database
         self._state = state
         self._packs = packs
         self._cuts: dict[int, list[_Cut]] = {}
+        self._copies: dict[int, _Copy] = {}
 
     def reload(self) -> None:
         """Read the work list anew, after opening and after a rollback."""
@@ -51,24 +74,45 @@ class Bodies:
         rows = self._database.execute("SELECT body, number, position, ino FROM cut ORDER BY body, number")
         for row in rows:
             self._cuts.setdefault(row[0], []).append(_Cut(*row))
+        self._copies.clear()
+        for row in self._database.execute("SELECT body, base, ino FROM copy ORDER BY body"):
+            self._copies[row[0]] = _Copy(*row)
 
     @property
     def has_work(self) -> bool:
-        return bool(self._cuts)
+        return bool(self._cuts or self._copies)
 
     def extents(self, ino: int, start: int, end: int) -> list[Extent]:
         body = self._body(ino)
-        if body is None or start >= end:
+        if body is None:
             return []
-        return self._living(body, self._overlapping(body, start, end))
+        return self._visible(body, start, end)
+
+    def _visible(self, body: int, start: int, end: int) -> list[Extent]:
+        """Living extents that overlap [start, end); those of a base are clipped to it."""
+        if start >= end:
+            return []
+        rows = self._living(body, self._overlapping(body, start, end))
+        copy = self._copies.get(body)
+        if copy is not None:
+            end = min(end, self._limit(body))
+            below = [algebra.clip(row, start, end) for row in self._visible(copy.base, start, end)]
+            if not rows:
+                return below
+            for row in below:
+                rows = algebra.insert(rows, row)
+        return rows
+
+    def _limit(self, body: int) -> int:
+        """From here on nothing of a copy's base is alive."""
+        return min((cut.position for cut in self._cuts.get(body, ())), default=WHOLE)
 
     def insert(self, ino: int, pieces: Sequence[Extent], changes: dict[int, int]) -> None:
         """Put extents into an inode's body; `changes` gathers what to add to the live bytes of packs."""
         body = self._body(ino)
         is_new = body is None
         if body is None:
-            body = self._state.next_body
-            self._state.next_body += 1
+            body = self._new_body()
         held = 0
         for index, piece in enumerate(pieces):
             if is_new and index == 0:
@@ -93,7 +137,7 @@ class Bodies:
         held = self._exchange(body, last, algebra.cut(last, size, last[0].end), changes) if last else 0
         past = self._from(body, size, CUT_ROWS_MAX + 1)
         cuts = [cut for cut in self._cuts.get(body, []) if cut.position < size]
-        if len(past) <= CUT_ROWS_MAX:
+        if len(past) <= CUT_ROWS_MAX and body not in self._copies:
             held += self._exchange(body, past, [], changes)
         else:
             cuts.append(_Cut(body, number, size, ino))
@@ -108,6 +152,7 @@ class Bodies:
         if body is None:
             return
         self._database.execute("UPDATE inode SET body = NULL, held = 0 WHERE ino = ?", (ino,))
+        self._leave_base(body)
         past = self._from(body, 0, CUT_ROWS_MAX + 1)
         if len(past) <= CUT_ROWS_MAX:
             changes: dict[int, int] = {}
@@ -117,11 +162,54 @@ class Bodies:
         else:
             self._set_cuts(body, [_Cut(body, WHOLE, 0, 0)])
 
+    def clone(self, ino: int, to: int, number: int) -> None:
+        """Give the inode `to`, which has no body, the extents of `ino`."""
+        body = self._body(ino)
+        if body is None:
+            return
+        while self._depth(body) >= DEPTH_MAX:
+            changes: dict[int, int] = {}
+            self._move(MOVED_ROWS, changes)
+            self._packs.add_live(changes, number)
+        rows = self._from(body, 0, CLONE_ROWS_MAX + 1)
+        if body not in self._copies and len(rows) <= CLONE_ROWS_MAX:
+            self._clone_now(to, self._living(body, rows), number)
+            return
+        copy = self._copies.get(body)
+        if copy is None or rows or body in self._cuts:
+            base = body
+            if copy is not None:
+                self._set_copy(copy._replace(ino=0))
+            self._copy_of(base, ino, ino)
+        else:
+            base = copy.base  # nothing has changed since it was cloned last
+        self._copy_of(base, ino, to)
+
+    def _clone_now(self, to: int, rows: list[Extent], number: int) -> None:
+        if not rows:
+            return
+        changes: dict[int, int] = {}
+        body = self._new_body()
+        held = self._exchange(body, [], rows, changes)
+        self._database.execute("UPDATE inode SET body = ?, held = ? WHERE ino = ?", (body, held, to))
+        self._packs.add_live(changes, number)
+
+    def _copy_of(self, base: int, ino: int, to: int) -> None:
+        """Give `to` a new body, a copy of `base`; it holds as much as `ino`."""
+        body = self._new_body()
+        self._set_copy(_Copy(body, base, to))
+        self._database.execute(
+            "UPDATE inode SET body = ?, held = (SELECT held FROM inode WHERE ino = ?) WHERE ino = ?",
+            (body, ino, to),
+        )
+
     def work(self, limit_rows: int) -> bool:
-        """Remove dead extents, looking at no more than `limit_rows` rows; whether cuts are left."""
+        """Move and remove extents, looking at no more than `limit_rows` rows; whether work is left."""
         changes: dict[int, int] = {}
         left = limit_rows
-        while self._cuts and left > 0:
+        while self._copies and left > 0:
+            left -= self._move(left, changes)
+        while self._cuts and left > 0:  # once no copy needs them any more
             body, cuts = next(iter(self._cuts.items()))
             cut = cuts[0]
             rows = self._from(body, cut.position, left)
@@ -134,7 +222,75 @@ class Bodies:
                 self._set_cuts(body, cuts[1:])
             left -= max(1, len(rows))
         self._packs.add_live(changes, self._state.applied)
-        return bool(self._cuts)
+        return self.has_work
+
+    def _move(self, limit_rows: int, changes: dict[int, int]) -> int:
+        """Move extents of one base into its copies; returns how many rows that were, at least 1."""
+        base = next(copy.base for copy in self._copies.values() if copy.base not in self._copies)
+        rows = self._from(base, 0, limit_rows)
+        living = self._living(base, rows)
+        moved = sum(row.length for row in rows)
+        copies = [copy for copy in self._copies.values() if copy.base == base]
+        for copy in copies:
+            limit = self._limit(copy.body)
+            pieces = [algebra.clip(row, 0, limit) for row in living if row.start < limit]
+            held = self._put(copy.body, pieces, changes) - moved
+            for ino in self._holders(copy):
+                self._database.execute("UPDATE inode SET held = held + ? WHERE ino = ?", (held, ino))
+        self._exchange(base, rows, [], changes)
+        if len(rows) < limit_rows:
+            for copy in copies:
+                self._forget_copy(copy.body)
+            self._set_cuts(base, [])
+        return max(1, len(rows))
+
+    def _put(self, body: int, pieces: list[Extent], changes: dict[int, int]) -> int:
+        """Put extents of its base into a copy; returns how many bytes more are held."""
+        if not pieces:
+            return 0
+        if not self._overlapping(body, pieces[0].start - 1, pieces[-1].end + 1):
+            return self._exchange(body, [], pieces, changes)
+        held = 0
+        for piece in pieces:
+            old = self._overlapping(body, piece.start - 1, piece.end + 1)
+            held += self._exchange(body, old, algebra.insert(self._living(body, old), piece), changes)
+        return held
+
+    def _holders(self, copy: _Copy) -> list[int]:
+        """The inodes that hold what a copy holds: its own, or those of the copies of it."""
+        if copy.ino:
+            return [copy.ino]
+        above = [other for other in self._copies.values() if other.base == copy.body]
+        return [ino for other in above for ino in self._holders(other)]
+
+    def _leave_base(self, body: int) -> None:
+        """A copy is given up; a base without copies is given up as well."""
+        copy = self._copies.get(body)
+        if copy is None:
+            return
+        self._forget_copy(body)
+        if not any(other.base == copy.base for other in self._copies.values()):
+            self._leave_base(copy.base)
+            self._set_cuts(copy.base, [_Cut(copy.base, WHOLE, 0, 0)])
+
+    def _depth(self, body: int) -> int:
+        depth = 0
+        while (copy := self._copies.get(body)) is not None:
+            body, depth = copy.base, depth + 1
+        return depth
+
+    def _new_body(self) -> int:
+        body = self._state.next_body
+        self._state.next_body += 1
+        return body
+
+    def _set_copy(self, copy: _Copy) -> None:
+        self._database.execute("INSERT OR REPLACE INTO copy VALUES (?, ?, ?)", copy)
+        self._copies[copy.body] = copy
+
+    def _forget_copy(self, body: int) -> None:
+        self._database.execute("DELETE FROM copy WHERE body = ?", (body,))
+        del self._copies[body]
 
     def _living(self, body: int, rows: list[Extent]) -> list[Extent]:
         cuts = self._cuts.get(body)

@@ -24,6 +24,11 @@ QUERIES = (
         " WHERE p.ino IS NULL OR p.mode & 61440 != 16384 OR p.nlink = 0",
     ),
     (
+        "inode {} is detached, and not a directory without a name",
+        "SELECT d.ino FROM detached d LEFT JOIN inode i USING (ino) WHERE i.ino IS NULL"
+        " OR i.mode & 61440 != 16384 OR EXISTS (SELECT 1 FROM entry e WHERE e.ino = d.ino)",
+    ),
+    (
         "directory {} has two entries at cookie {}",
         "SELECT parent, cookie FROM entry GROUP BY parent, cookie HAVING count(*) > 1",
     ),
@@ -35,13 +40,15 @@ QUERIES = (
     (
         "directory {} counts {} links",
         "SELECT ino, nlink FROM inode i WHERE mode & 61440 = 16384 AND nlink != CASE"
-        " WHEN ino = 1 OR EXISTS (SELECT 1 FROM entry e WHERE e.ino = i.ino) THEN 2 +"
+        " WHEN ino = 1 OR ino IN (SELECT ino FROM detached)"
+        " OR EXISTS (SELECT 1 FROM entry e WHERE e.ino = i.ino) THEN 2 +"
         " (SELECT count(*) FROM entry e WHERE e.parent = i.ino AND e.type = 16384) ELSE 0 END",
     ),
     (
         "directory {} does not lie in {}, its parent",
         "SELECT ino, parent FROM inode i WHERE mode & 61440 = 16384 AND nlink > 0"
-        " AND ino != 1 AND (SELECT count(*) FROM entry e WHERE e.ino = i.ino AND e.parent = i.parent"
+        " AND ino != 1 AND ino NOT IN (SELECT ino FROM detached)"
+        " AND (SELECT count(*) FROM entry e WHERE e.ino = i.ino AND e.parent = i.parent"
         ") != 1",
     ),
     (
@@ -52,13 +59,27 @@ QUERIES = (
     ),
     (
         "inode {} holds {} bytes by its row",
-        "SELECT ino, held FROM inode i WHERE held !="
-        " (SELECT coalesce(sum(length), 0) FROM extent e WHERE e.body = i.body)",
+        # What a copy holds is its own and what its base still holds.
+        "WITH RECURSIVE part(body, at) AS (SELECT body, body FROM inode WHERE body IS NOT NULL"
+        " UNION ALL SELECT part.body, base FROM part JOIN copy ON copy.body = at)"
+        " SELECT ino, held FROM inode LEFT JOIN (SELECT part.body AS body, sum(length) AS bytes"
+        " FROM part JOIN extent e ON e.body = at GROUP BY part.body) USING (body)"
+        " WHERE held != coalesce(bytes, 0)",
     ),
     (
         "body {} belongs to nobody and is not being cleared",
         "SELECT DISTINCT body FROM extent e WHERE NOT EXISTS (SELECT 1 FROM inode i WHERE i.body = e.body)"
-        " AND NOT EXISTS (SELECT 1 FROM cut c WHERE c.body = e.body AND c.ino = 0)",
+        " AND NOT EXISTS (SELECT 1 FROM cut c WHERE c.body = e.body AND c.ino = 0)"
+        " AND NOT EXISTS (SELECT 1 FROM copy c WHERE c.base = e.body)",
+    ),
+    (
+        "body {} is a copy, and not the one of inode {}",
+        "SELECT c.body, c.ino FROM copy c WHERE c.ino != coalesce((SELECT ino FROM inode i"
+        " WHERE i.body = c.body), 0)",
+    ),
+    (
+        "body {} is a base and belongs to an inode",
+        "SELECT base FROM copy c JOIN inode i ON i.body = c.base",
     ),
     (
         "an extent of body {} at {} reaches past the end of its file",

@@ -86,8 +86,8 @@ class Namespace:
                 time, time, time, operation.rdev, operation.target or None, parent if is_directory else None,
             ),
         )  # fmt: skip
-        self._add_name(parent, operation.name, ino, stat.S_IFMT(mode))
-        self._touch_directory(parent, int(is_directory), time)
+        self.add_name(parent, operation.name, ino, stat.S_IFMT(mode))
+        self.touch_directory(parent, int(is_directory), time)
         if is_directory:
             self._state.directories += 1
         else:
@@ -99,9 +99,9 @@ class Namespace:
         if stat.S_ISDIR(inode.mode) or not inode.nlink:
             raise Corrupt(f"link: inode {operation.ino} takes no further name")
         self._tree.free_name("link", operation.parent, operation.name)
-        self._add_name(operation.parent, operation.name, operation.ino, stat.S_IFMT(inode.mode))
+        self.add_name(operation.parent, operation.name, operation.ino, stat.S_IFMT(inode.mode))
         self._count_links(operation.ino, 1, operation.time)
-        self._touch_directory(operation.parent, 0, operation.time)
+        self.touch_directory(operation.parent, 0, operation.time)
 
     def _unlink(self, operation: Unlink, number: int) -> None:
         entry = self._tree.entry("unlink", operation.parent, operation.name, operation.ino)
@@ -110,12 +110,16 @@ class Namespace:
             "DELETE FROM entry WHERE parent = ? AND name = ?", (operation.parent, operation.name)
         )
         self._lose_name(entry, operation.time)
-        self._touch_directory(operation.parent, -int(entry.is_directory), operation.time)
+        self.touch_directory(operation.parent, -int(entry.is_directory), operation.time)
 
     def _drop(self, operation: Drop, number: int) -> None:
         inode = self._tree.required("drop", operation.ino)
         if inode.nlink:
-            raise Corrupt(f"drop: inode {operation.ino} still has a name")
+            if not self._tree.is_detached(operation.ino):
+                raise Corrupt(f"drop: inode {operation.ino} still has a name")
+            if self._tree.has_entries(operation.ino):
+                raise Corrupt(f"drop: directory {operation.ino} is not empty")
+            self._database.execute("DELETE FROM detached WHERE ino = ?", (operation.ino,))
         self._bodies.detach(operation.ino, number)
         self._database.execute("DELETE FROM xattr WHERE ino = ?", (operation.ino,))
         self._database.execute("DELETE FROM inode WHERE ino = ?", (operation.ino,))
@@ -155,7 +159,7 @@ class Namespace:
     ) -> None:
         if other is not None:
             # The name stays where a listing knows it; only what it names changes.
-            self._delete_name(moved)
+            self.delete_name(moved)
             self._point(other, moved)
             self._lose_name(other, time)
         elif new_parent == moved.parent:
@@ -164,16 +168,16 @@ class Namespace:
                 (new_name, moved.parent, moved.name),
             )
         else:
-            self._delete_name(moved)
-            self._add_name(new_parent, new_name, moved.ino, moved.type)
+            self.delete_name(moved)
+            self.add_name(new_parent, new_name, moved.ino, moved.type)
         self._count_links(moved.ino, 0, time)
         gained = int(moved.is_directory)
         lost = int(other is not None and other.is_directory)
         if new_parent == moved.parent:
-            self._touch_directory(new_parent, -lost, time)
+            self.touch_directory(new_parent, -lost, time)
         else:
-            self._touch_directory(moved.parent, -gained, time)
-            self._touch_directory(new_parent, gained - lost, time)
+            self.touch_directory(moved.parent, -gained, time)
+            self.touch_directory(new_parent, gained - lost, time)
             self._set_parent(moved, new_parent)
 
     def _exchange_names(self, moved: Name, other: Name, time: int) -> None:
@@ -182,11 +186,11 @@ class Namespace:
         self._count_links(moved.ino, 0, time)
         self._count_links(other.ino, 0, time)
         if moved.parent == other.parent:
-            self._touch_directory(moved.parent, 0, time)
+            self.touch_directory(moved.parent, 0, time)
             return
         balance = int(other.is_directory) - int(moved.is_directory)
-        self._touch_directory(moved.parent, balance, time)
-        self._touch_directory(other.parent, -balance, time)
+        self.touch_directory(moved.parent, balance, time)
+        self.touch_directory(other.parent, -balance, time)
         self._set_parent(moved, other.parent)
         self._set_parent(other, moved.parent)
 
@@ -251,13 +255,15 @@ class Namespace:
 
     # Changes of one row
 
-    def _add_name(self, parent: int, name: bytes, ino: int, kind: int) -> None:
+    def add_name(self, parent: int, name: bytes, ino: int, kind: int) -> None:
+        """A new entry behind all others; `kind` are the type bits."""
         self._database.execute(
             "INSERT INTO entry VALUES (?, ?, ?, ?, ?)", (parent, name, ino, self._state.next_cookie, kind)
         )
         self._state.next_cookie += 1
 
-    def _delete_name(self, entry: Name) -> None:
+    def delete_name(self, entry: Name) -> None:
+        """The entry goes; links are not counted."""
         self._database.execute("DELETE FROM entry WHERE parent = ? AND name = ?", (entry.parent, entry.name))
 
     def _point(self, entry: Name, to: Name) -> None:
@@ -275,7 +281,8 @@ class Namespace:
             "UPDATE inode SET nlink = nlink + ?, ctime = ? WHERE ino = ?", (change, time, ino)
         )
 
-    def _touch_directory(self, ino: int, links: int, time: int) -> None:
+    def touch_directory(self, ino: int, links: int, time: int) -> None:
+        """Names in a directory changed, and `links` more subdirectories lie in it."""
         self._database.execute(
             "UPDATE inode SET nlink = nlink + ?, mtime = ?, ctime = ? WHERE ino = ?", (links, time, time, ino)
         )

@@ -65,7 +65,8 @@ class Unlink(msgspec.Struct, frozen=True, array_like=True, tag=3, forbid_unknown
 
 
 class Drop(msgspec.Struct, frozen=True, array_like=True, tag=4, forbid_unknown_fields=True, gc=False):
-    """The last handle of an orphan was closed: the inode and its data go."""
+    """The last handle of an orphan was closed: the inode and its data go. Also for a detached directory
+    once it is empty."""
 
     ino: Inode
 
@@ -189,8 +190,57 @@ class Together(msgspec.Struct, frozen=True, array_like=True, tag=12, forbid_unkn
     ]
 
 
+class Clone(msgspec.Struct, frozen=True, array_like=True, tag=13, forbid_unknown_fields=True, gc=False):
+    """A new inode that is a copy of another one as it stands: attributes, extended attributes, extents.
+
+    Bytes of the source that are in no extent yet lie in the spool and are shared there. Of a directory
+    only the inode is copied, without what lies in it.
+    """
+
+    ino: Inode
+    source: Inode
+    parent: Count
+    """Directory of the first name; 0 for a directory that nobody sees until `Attach`."""
+    name: Annotated[bytes, msgspec.Meta(max_length=NAME_BYTES_MAX)]
+    """Empty where there is no parent."""
+    read_only: bool
+    """Part of a snapshot: it never changes again."""
+    time: Time
+
+
+class Attach(msgspec.Struct, frozen=True, array_like=True, tag=14, forbid_unknown_fields=True, gc=False):
+    """A directory that nobody saw gets its name, with all that lies in it."""
+
+    ino: Inode
+    parent: Inode
+    name: Name
+    time: Time
+
+
+class Detach(msgspec.Struct, frozen=True, array_like=True, tag=15, forbid_unknown_fields=True, gc=False):
+    """A directory loses its name, with all that lies in it; from now on nobody sees it."""
+
+    parent: Inode
+    name: Name
+    ino: Inode
+    time: Time
+
+
 Operation = (
-    Make | Link | Unlink | Drop | Rename | SetAttributes | Write | SetXattr | RemoveXattr | Commit | Together
+    Make
+    | Link
+    | Unlink
+    | Drop
+    | Rename
+    | SetAttributes
+    | Write
+    | SetXattr
+    | RemoveXattr
+    | Commit
+    | Together
+    | Clone
+    | Attach
+    | Detach
 )
 
 _encoder = msgspec.msgpack.Encoder()

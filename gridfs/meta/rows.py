@@ -41,6 +41,8 @@ class Inode(NamedTuple):
     """Where a symbolic link points, else empty."""
     blocks: int
     """Units of 512 bytes really held by extents (dirty bytes in the spool are not among them)."""
+    read_only: bool = False
+    """Part of a snapshot: nobody may change it."""
 
 
 class Entry(NamedTuple):

@@ -21,9 +21,10 @@ import apsw
 from gridfs.meta import schema
 from gridfs.meta.bodies import Bodies
 from gridfs.meta.checking import find_problems
+from gridfs.meta.clones import Clones
 from gridfs.meta.commits import Commits
 from gridfs.meta.namespace import Namespace, make_root
-from gridfs.meta.operations import Commit, Operation
+from gridfs.meta.operations import Attach, Clone, Commit, Detach, Operation
 from gridfs.meta.outbox import Outbox
 from gridfs.meta.packs import Packs, key_hash
 from gridfs.meta.rows import ROOT, Entry, Extent, Garbage, Inode, Listed, Pack, Sealer, Totals
@@ -63,6 +64,7 @@ class Metadata:
         self._bodies = Bodies(database, self._state, self._packs)
         self._tree = Tree(database)
         self._namespace = Namespace(database, self._state, self._tree, self._bodies)
+        self._clones = Clones(database, self._state, self._tree, self._bodies, self._namespace)
         self._commits = Commits(self._packs, self._bodies, self._tree)
         self._outbox = Outbox(database, sealer)
         self._steps: list[Callable[[], object]] = []
@@ -150,6 +152,8 @@ class Metadata:
     def _apply(self, number: int, operation: Operation) -> None:
         if isinstance(operation, Commit):
             self._commits.apply(operation, number)
+        elif isinstance(operation, Clone | Attach | Detach):
+            self._clones.apply(operation, number)
         else:
             self._namespace.apply(operation, number)
         self._outbox.put(number, operation)
@@ -287,6 +291,12 @@ class Metadata:
     def orphans(self) -> list[int]:
         """Inodes without a name, which a Drop ends; ascending."""
         return self._tree.orphans()
+
+    @translated
+    def detached(self) -> list[int]:
+        """Directories that nobody sees, with all that lies in them: clones that were not finished, and
+        snapshots that were deleted; ascending."""
+        return self._tree.detached()
 
     # Data
 

@@ -20,7 +20,7 @@ DEPTH_MAX = 100_000
 # While a cut is being worked off, more is held than the file has bytes.
 _INODE = (
     "ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, coalesce(target, x''),"
-    " (min(held, size) + 511) / 512"
+    " (min(held, size) + 511) / 512, read_only"
 )
 """The fields of Inode, in its order."""
 
@@ -96,6 +96,14 @@ class Tree:
     def orphans(self) -> list[int]:
         rows = self._database.execute("SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino")
         return [ino for (ino,) in rows]
+
+    def detached(self) -> list[int]:
+        return [ino for (ino,) in self._database.execute("SELECT ino FROM detached ORDER BY ino")]
+
+    def is_detached(self, ino: int) -> bool:
+        return bool(
+            self._database.execute("SELECT EXISTS (SELECT 1 FROM detached WHERE ino = ?)", (ino,)).get
+        )
 
     # What an operation expects; each raises Corrupt
 

@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 from gridfs.files.overlay import Overlay, Source
 from gridfs.meta import bodies
 from gridfs.meta.operations import (
+    Clone,
     Commit,
     Drop,
     ExtentRecord,
@@ -81,6 +82,8 @@ class Client:
                     )
             case Drop(ino=ino):
                 self.overlays.pop(ino, None)
+            case Clone(ino=ino, source=source):
+                self.overlays[ino] = self.overlays[source].copy()
             case _:
                 pass
 
@@ -190,6 +193,16 @@ class Life(RuleBasedStateMachine):
         self.do(Drop(ino))
         del self.files[ino]
 
+    @rule(source=st.sampled_from(NAMES), name=st.sampled_from(NAMES))
+    def clone_over(self, source: bytes, name: bytes) -> None:
+        """A clone of one file, under the other's name or its own."""
+        taken, gone = self.named[source], self.named.pop(name)
+        self.do(Unlink(ROOT, name, gone, len(self.log)))
+        ino = self.client.store.reserve_inode()
+        self.do(Clone(ino, taken, ROOT, name, False, len(self.log)))
+        self.named[name] = ino
+        self.files[ino] = self.files[taken].copy()
+
     @rule()
     def end_transaction(self) -> None:
         self.client.store.commit()
@@ -218,9 +231,11 @@ class Life(RuleBasedStateMachine):
         found = self.copy(found)
         first.store.close()
         self.client = Client(Metadata.open(found, MaskSealer()), found)
-        for _ in range(2):
-            for number, operation in enumerate(self.log, start=1):
-                self.client.replay(number, operation)
+        for number, operation in enumerate(self.log, start=1):
+            self.client.replay(number, operation)
+        for number, operation in enumerate(self.log, start=1):
+            if not any(isinstance(other, Clone) for other in self.log):
+                self.client.replay(number, operation)  # a clone takes what its source has now, so only once
         self.pending.clear()
 
     def copy(self, source: str) -> str:
@@ -271,10 +286,14 @@ class Life(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
 
-@pytest.mark.parametrize("cut_rows_max", [0, 2, 1000])
-def test_files_read_as_written_through_every_life(cut_rows_max: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where even the smallest truncate goes through the work list."""
-    monkeypatch.setattr(bodies, "CUT_ROWS_MAX", cut_rows_max)
+@pytest.mark.parametrize(("rows_max", "depth_max"), [(0, 16), (0, 1), (2, 16), (1000, 16)])
+def test_files_read_as_written_through_every_life(
+    rows_max: int, depth_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where even the smallest truncate and clone go through the work list."""
+    monkeypatch.setattr(bodies, "CUT_ROWS_MAX", rows_max)
+    monkeypatch.setattr(bodies, "CLONE_ROWS_MAX", rows_max)
+    monkeypatch.setattr(bodies, "DEPTH_MAX", depth_max)
     run_state_machine_as_test(
         Life,
         settings=settings(

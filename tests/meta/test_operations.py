@@ -4,7 +4,10 @@ import msgspec
 import pytest
 
 from gridfs.meta.operations import (
+    Attach,
+    Clone,
     Commit,
+    Detach,
     Drop,
     ExtentRecord,
     Link,
@@ -48,6 +51,10 @@ GOLDEN: list[tuple[Operation, str]] = [
         ),
         f"930a9199c420{'01' * 32}010209c420{'02' * 32}c392c420{'03' * 32}c091010091990200050000000500" + "03",
     ),
+    (Clone(3, 2, 1, b"b", False, 5), "970d030201c40162c205"),
+    (Clone(4, 1, 0, b"", True, 5), "970d040100c400c305"),
+    (Attach(4, 1, b"c", 6), "950e0401c4016306"),
+    (Detach(1, b"c", 4, 7), "950f01c401630407"),
 ]
 
 
@@ -75,6 +82,11 @@ def test_golden_bytes(operation: Operation, golden: str) -> None:
         msgspec.msgpack.encode([12, [[9, 2, b"user.x", 5]] * 17]),
         msgspec.msgpack.encode([7, 2, -1, 5, 0]),
         msgspec.msgpack.encode([2, 2, 1, b"", 0]),
+        msgspec.msgpack.encode([13, 3, 0, 1, b"b", False, 0]),
+        msgspec.msgpack.encode([13, 3, 2, 1, b"b", 1, 0]),
+        msgspec.msgpack.encode([13, 3, 2, 1, b"n" * 256, False, 0]),
+        msgspec.msgpack.encode([14, 3, 0, b"b", 0]),
+        msgspec.msgpack.encode([15, 1, b"", 3, 0]),
         msgspec.msgpack.encode([2, 2, 1, b"n" * 256, 0]),
         msgspec.msgpack.encode([10, [[b"short", 1, 1, 1, b"k" * 32, False, [None], [], 0]], []]),
     ],

@@ -235,6 +235,17 @@ class Shell:
     def rename(self, source: str, target: str) -> None:
         self.files.rename(*self.parent(source), *self.parent(target), 0)
 
+    async def clone(self, source: str, target: str, *, read_only: bool = False) -> int:
+        """A clone of a file or a tree, as `gridfs clone` makes it; returns its inode."""
+        ino = self.find(source)
+        assert ino is not None
+        parent, name = self.parent(target)
+        maker = 77
+        async with self.files.trees.prepared(ino, parent, name, maker, read_only=read_only):
+            made = self.files.trees.make(parent, name, self.names.inode(ino).mode, maker)
+        assert made is not None
+        return made.ino
+
     def unlink(self, path: str) -> None:
         self.names.unlink(*self.parent(path))
 

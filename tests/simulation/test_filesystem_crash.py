@@ -64,6 +64,17 @@ class Story:
         await self.write("big", 100, 70_000)
         await self.fsync("big")
         await self.write("big", 65_000, 2_000)
+        await self.clone("big", "twin")
+        await self.write("big", 66_000, 100)
+        await self.write("twin", 66_050, 100)
+        await self.truncate("twin", 66_500)
+        await self.fsync("twin")
+        await self.clone("d", "e")
+        await self.write("e/a", 50, 200)
+        await self.clone("d", "past", read_only=True)
+        await self.write("d/a", 20, 60)
+        await self.fsync("e/a")
+        await self.remove_snapshot("past")
         await self.unlink("d/a")
         await self.rmdir("d")
         await self.drain()
@@ -120,6 +131,20 @@ class Story:
 
         await self.step(change, lambda: self.shell.rename(source, target))
 
+    async def clone(self, source: str, target: str, *, read_only: bool = False) -> None:
+        def change(tree: Tree) -> None:
+            for path in [path for path in tree if f"{path}/".startswith(f"{source}/")]:
+                tree[target + path.removeprefix(source)] = tree[path]
+
+        await self.step(change, lambda: self.shell.clone(source, target, read_only=read_only))
+
+    async def remove_snapshot(self, folder: str) -> None:
+        def change(tree: Tree) -> None:
+            for path in [path for path in tree if f"{path}/".startswith(f"{folder}/")]:
+                del tree[path]
+
+        await self.step(change, lambda: self.shell.rmdir(folder))
+
     async def fsync(self, path: str) -> None:
         await self.shell.fsync(path)
         self.synced[path] = self.named = len(self.states) - 1
@@ -127,7 +152,8 @@ class Story:
 
     async def drain(self) -> None:
         await self.shell.files.drain()
-        self.synced = {path: len(self.states) - 1 for path in self.states[-1]}
+        last = self.states[-1]
+        self.synced = {path: len(self.states) - 1 for path in last if last[path] is not None}
         self.named = len(self.states) - 1
 
     def check_killed(self, found: Tree) -> None:
