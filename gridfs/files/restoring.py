@@ -2,7 +2,7 @@
 
 A record with data tells the content at its last operation. What later operations cut, dropped or stored in
 packs is taken out again, what the spool still has is left alone, and the rest is written anew, under new
-numbers: the same bytes at the same place, with the times that the file had.
+numbers: the same bytes at the same place. A clone's data, while it is in no pack, is carried as its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gridfs.files.dirty import DirtyData
 from gridfs.files.log import OperationLog
 from gridfs.files.overlay import Overlay, Piece, Source
 from gridfs.files.spool import CHUNK
-from gridfs.meta.operations import Commit, Drop, Operation, SetAttributes, Write, decode
+from gridfs.meta.operations import Commit, Drop, Operation, SetAttributes, Together, Write, decode
 from gridfs.meta.records import CarriedData
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,9 @@ def _redo(overlays: dict[int, Overlay], operation: Operation) -> None:
             for extent in extents:
                 if (overlay := overlays.get(extent.ino)) is not None:
                     overlay.retire(extent.start, extent.start + extent.length, extent.frozen)
+        case Together(parts=parts):
+            for part in parts:
+                _redo(overlays, part)
         case _:
             pass
 
@@ -87,13 +90,12 @@ def _restore_file(
         data = memoryview(carried[piece.source.slot][1].data)[
             piece.skip : piece.skip + piece.end - piece.start
         ]
-        operation = Write(ino, piece.start, len(data), inode.mtime)
+        operation = Write(ino, piece.start, len(data), None)
         number, source = log.record(operation, data, piece.start % CHUNK)
         dirty.written(ino, piece.start, len(data), number, source)
     if missing:
         size = sum(piece.end - piece.start for piece in missing)
         logger.warning("inode %d: %d synced bytes were brought back from the head log", ino, size)
-        log.record(SetAttributes(ino, None, None, None, None, None, None, inode.ctime))
 
 
 def _missing(dirty: DirtyData, ino: int, pieces: Sequence[Piece]) -> Iterator[Piece]:
