@@ -172,9 +172,9 @@ class FileSystem:
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """Like rename(2). A name that replaces another leaves this machine only after its data."""
         self.require_writable()
-        replaced = self.namespace.rename(parent, name, new_parent, new_name, flags)
-        if replaced is not None:
-            self._journal.hold(*replaced)
+        number, inodes = self.namespace.rename(parent, name, new_parent, new_name, flags)
+        for ino in inodes:
+            self._journal.hold(number, ino)
 
     # ---- durability
 

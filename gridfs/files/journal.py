@@ -30,7 +30,7 @@ from gridfs.files.writer import Writer, pack_record
 from gridfs.grid.errors import GridError, NotEnoughServers
 from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.uploader import Uploader
-from gridfs.meta.operations import KIND_JOURNAL, Commit, PackRecord
+from gridfs.meta.operations import KIND_JOURNAL, Clone, Commit, PackRecord, Rename, decode
 from gridfs.meta.records import (
     SALT_SIZE,
     HeadBody,
@@ -160,6 +160,7 @@ class Journal:
                 break
             epoch, step = epoch + step, step * 2
         await self._adopt(claim)
+        self._hold_again()
         self.claimed = claim.promises >= self._config.quorum
         self._begins = True
 
@@ -213,6 +214,22 @@ class Journal:
     def hold(self, number: int, ino: int) -> None:
         """Operation `number` put `ino` in the place of another file: its data must be stored first."""
         self._barriers.append((number, ino))
+
+    def _hold_again(self) -> None:
+        """What the last process held back, and the grid does not know of, is held back again."""
+        after = self.state.shipped
+        while rows := self._log.metadata.outbox(after, JOURNAL_BYTES_MAX):
+            for number, encoded in rows:
+                match decode(encoded):
+                    case Rename(ino=ino, replaced=other, exchange=exchange) if other:
+                        self.hold(number, ino)
+                        if exchange:
+                            self.hold(number, other)
+                    case Clone(ino=ino):
+                        self.hold(number, ino)
+                    case _:
+                        pass
+            after = rows[-1][0]
 
     async def synced(self, ino: int, number: int) -> None:
         """Wait until the inode's data and all operations up to `number` are in the grid.

@@ -202,8 +202,8 @@ class Namespace:
 
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
-    ) -> tuple[int, int] | None:
-        """Move a name. Returns (operation number, moved inode) where it took another file's place."""
+    ) -> tuple[int, list[int]]:
+        """Move a name. Returns the operation's number and the inodes that took another one's place."""
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise _fail(errno.EINVAL)
         moved = self._child(parent, name)
@@ -215,7 +215,7 @@ class Namespace:
         if old_ino is not None and flags & RENAME_NOREPLACE:
             raise _fail(errno.EEXIST)
         if old_ino == moved.ino:
-            return None
+            return self._log.number, []
         if stat.S_ISDIR(moved.mode):
             if self._is_inside(new_parent, moved.ino):
                 raise _fail(errno.EINVAL)
@@ -229,10 +229,11 @@ class Namespace:
             )
         )
         if old_ino is None:
-            return None
-        if not exchange:
-            self.drop_if_unused(old_ino)
-        return number, moved.ino
+            return number, []
+        if exchange:
+            return number, [moved.ino, old_ino]
+        self.drop_if_unused(old_ino)
+        return number, [moved.ino]
 
     def _may_replace(self, moved: Inode, old: Inode, parent: int, exchange: bool) -> None:
         if exchange:

@@ -15,6 +15,7 @@ import trio
 from gridfs.assembly import Parts
 from gridfs.files import journal
 from gridfs.files.carrying import CARRIED_BYTES_MAX
+from gridfs.files.namespace import RENAME_EXCHANGE
 from tests.files.test_journal import bodies
 from tests.simulation.filesystem import Client, Shell, gauges, start_servers
 from tests.simulation.machine import World, run_world
@@ -228,3 +229,41 @@ def test_a_drain_waits_for_a_pack_that_nobody_needs_any_more() -> None:
         await client.session(work)
 
     run_world(6, story)
+
+
+@pytest.mark.parametrize("exchange", [False, True])
+def test_a_name_leaves_after_its_data_also_if_the_process_was_killed_in_between(exchange: bool) -> None:
+    """The next process ships the rename; what it names must be in the grid by then, on any other machine."""
+
+    async def story(world: World) -> None:
+        servers = await start_servers(world)
+        client = Client(world, servers)
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.write("file", b"old" * 10_000)
+            await shell.files.sync()
+            await shell.write("new", b"new" * 10_000)
+            if exchange:
+                shell.files.rename(*shell.parent("file"), *shell.parent("new"), RENAME_EXCHANGE)
+            else:
+                shell.rename("new", "file")
+            world.kill(client.node)
+
+        async def again(parts: Parts) -> None:
+            shell = Shell(parts)
+            folder = shell.mkdir("folder")
+            await shell.files.fsync(folder)
+            world.crash(client.node)
+
+        await client.session(work)
+        await client.session(again)
+        other = Client(world, servers, "other")
+        other.create()
+        found = await other.session(look)
+        assert found is not None
+        assert found["file"] == b"new" * 10_000
+        assert not exchange or found["new"] == b"old" * 10_000
+
+    run_world(7, story)
