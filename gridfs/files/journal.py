@@ -12,30 +12,27 @@ outbox is emptied only after W servers have the record that names the journal pa
 from __future__ import annotations
 
 import logging
-from collections import deque
 from dataclasses import dataclass
-from functools import partial
 
 import trio
 
 from gridfs.codec.keys import KeyTree, sign
-from gridfs.codec.pack import max_plaintext, seal_pack
+from gridfs.files.barriers import Barriers
 from gridfs.files.carrying import Carrying, Picked
 from gridfs.files.dirty import DirtyData
-from gridfs.files.headstate import HeadState, load_journals, save_head_state, save_journals
+from gridfs.files.gathering import Gatherer
+from gridfs.files.headstate import HeadState
 from gridfs.files.history import History
 from gridfs.files.log import OperationLog
 from gridfs.files.restoring import restore
-from gridfs.files.writer import Writer, pack_record
+from gridfs.files.writer import Writer
 from gridfs.grid.errors import GridError, NotEnoughServers
 from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.uploader import Uploader
-from gridfs.meta.operations import KIND_JOURNAL, Clone, Commit, PackRecord, Rename, decode
+from gridfs.meta.operations import PackRecord
 from gridfs.meta.records import (
     SALT_SIZE,
     HeadBody,
-    JournalBody,
-    encode_journal,
     operations_max,
     seal_head,
 )
@@ -45,8 +42,6 @@ from storage.ports import Machine
 
 logger = logging.getLogger(__name__)
 
-JOURNAL_BYTES_MAX = 6 << 20
-"""Encoded operations in one journal pack."""
 GATHER_BYTES = 4 << 20
 """Operations and data in records since the newest journal pack: from here on they are gathered."""
 
@@ -101,7 +96,6 @@ class Journal:
         self._log = log
         self._dirty = dirty
         self._writer = writer
-        self._uploader = uploader
         self._heads = heads
         self._history = history
         self._keys = keys
@@ -110,8 +104,9 @@ class Journal:
         self._wanted = 0
         self._wake = trio.Event()
         self._progress = trio.Event()
-        self._barriers: deque[tuple[int, int]] = deque()
         self._carrying = Carrying(log, dirty, writer)
+        self._barriers = Barriers(log, writer, self._carrying)
+        self._gatherer = Gatherer(machine, log, uploader, state, config.k, config.n)
         self._record_bytes = 0
         self._begins = True
         """The next record stands for itself."""
@@ -127,14 +122,16 @@ class Journal:
         """Why nothing can be shipped just now, in words."""
         self.taken_over: str | None = None
         self.state = state
-        self.journals = load_journals(log.metadata)
-        """All journal packs, oldest first."""
-        self._journals_saved = True
 
     @property
     def up_to(self) -> int:
         """Number of the last operation that is on W head servers."""
         return self.state.shipped
+
+    @property
+    def journals(self) -> list[PackRecord]:
+        """All journal packs, oldest first."""
+        return self._gatherer.journals
 
     # ---- starting
 
@@ -151,7 +148,7 @@ class Journal:
             # Durable before it is used: after a crash, of the machine too, the newest record must be known
             # as our own, and an epoch must not begin twice.
             self.state.epoch, self.state.mount_id = epoch, mine
-            self._save()
+            self._gatherer.save()
             await self._log.settle()
             claim = await self._heads.claim(self._keys.verifying_key, epoch, mine)
             if claim.promises + claim.refused < enough:
@@ -160,7 +157,7 @@ class Journal:
                 break
             epoch, step = epoch + step, step * 2
         await self._adopt(claim)
-        self._hold_again()
+        self._barriers.hold_again(self.state.shipped)
         self.claimed = claim.promises >= self._config.quorum
         self._begins = True
 
@@ -193,7 +190,7 @@ class Journal:
         if is_known or claim.holders >= self._config.quorum:
             state.shipped = max(state.shipped, body.last)
         state.previous = newest.record_hash()
-        self._save()
+        self._gatherer.save()
         if carried:
             await self._log.spool.sync()
         if is_ahead or carried:
@@ -206,30 +203,13 @@ class Journal:
         logger.warning("the grid is ahead of this machine by %d operations", len(tail.operations))
         for number, encoded in tail.operations:
             self._dirty.replay(number, self._log.adopt(number, encoded), None, 0)
-        self._set_journals(tail.journals)
-        self.state.gathered = tail.gathered
+        self._gatherer.adopt(tail.journals, tail.gathered)
 
     # ---- shipping
 
     def hold(self, number: int, ino: int) -> None:
-        """Operation `number` put `ino` in the place of another file: its data must be stored first."""
-        self._barriers.append((number, ino))
-
-    def _hold_again(self) -> None:
-        """What the last process held back, and the grid does not know of, is held back again."""
-        after = self.state.shipped
-        while rows := self._log.metadata.outbox(after, JOURNAL_BYTES_MAX):
-            for number, encoded in rows:
-                match decode(encoded):
-                    case Rename(ino=ino, replaced=other, exchange=exchange) if other:
-                        self.hold(number, ino)
-                        if exchange:
-                            self.hold(number, other)
-                    case Clone(ino=ino):
-                        self.hold(number, ino)
-                    case _:
-                        pass
-            after = rows[-1][0]
+        """Operation `number` names `ino` anew: it is shipped after the data written to it before."""
+        self._barriers.hold(number, ino)
 
     async def synced(self, ino: int, number: int) -> None:
         """Wait until the inode's data and all operations up to `number` are in the grid.
@@ -237,7 +217,7 @@ class Journal:
         Little data travels in the record itself, more is stored in packs first. Raises TakenOver.
         """
         self._check_owner()
-        if self.state.shipped >= number and self._is_safe(ino, number):
+        if self.state.shipped >= number and self._barriers.is_safe(ino, number):
             return
         if self._carrying.takes(ino, self._log.number):
             want = self._carrying.want(ino, number)
@@ -294,9 +274,9 @@ class Journal:
         """Wait until something is to be shipped, and ship it."""
         if not self._is_wanted:
             await self._sleep()
-        limit = self._limit()
+        limit = self._barriers.limit()
         if limit < self._log.number:
-            self._push(*self._barriers[0])
+            self._barriers.push()
         if self._draft is not None or limit > self.state.shipped or self._carrying.is_wanted:
             await self._ship()
         elif limit < self._log.number:
@@ -311,25 +291,6 @@ class Journal:
         self._wake = trio.Event()
         with trio.move_on_after(self._config.ship_every_s):
             await self._wake.wait()
-
-    def _limit(self) -> int:
-        """The last operation that may be shipped now."""
-        while self._barriers:
-            number, ino = self._barriers[0]
-            if not self._is_safe(ino, number - 1):
-                return number - 1
-            self._barriers.popleft()
-        return self._log.number
-
-    def _is_safe(self, ino: int, number: int) -> bool:
-        return self._writer.is_stored(ino, number) or self._carrying.covers(ino, number)
-
-    def _push(self, number: int, ino: int) -> None:
-        """Get the data of a barrier on its way: in a record before its own, or in a pack."""
-        if self._carrying.takes(ino, number - 1):
-            self._carrying.want(ino, number - 1)
-        else:
-            self._writer.want(ino, number)
 
     async def _reclaim(self) -> None:
         claim = await self._heads.claim(self._keys.verifying_key, self.state.epoch, self.state.mount_id)
@@ -363,7 +324,8 @@ class Journal:
         if emptied:
             self._log.metadata.drop_outbox(draft.gathered)
             state.emptied = draft.gathered
-        self._save()  # in one transaction with the outbox: what it lacks is in journal packs we know of
+        # In one transaction with the outbox: what it lacks is in journal packs we know of.
+        self._gatherer.save()
         if emptied:
             await self._trim()
 
@@ -372,52 +334,27 @@ class Journal:
         state = self.state
         room = operations_max(len(self._heads.servers), self._config.n)
         while True:
-            limit = self._limit()
+            limit = self._barriers.limit()
             after = state.gathered if self._begins else state.shipped
-            operations = self._outbox(after, limit, room)
+            operations = self._gatherer.operations(after, limit, room)
             size = sum(len(operation) + 16 for _, operation in operations)
-            complete = not self._outbox(operations[-1][0] if operations else after, limit, 1)
+            complete = not self._gatherer.operations(operations[-1][0] if operations else after, limit, 1)
             if complete and size <= room and self._record_bytes + size <= GATHER_BYTES:
                 break
-            await self._gather(limit)
+            await self._gatherer.gather(limit)
             self._begins = True
             self._record_bytes = 0
         # No awaits from here: the record tells the state at `limit`.
         picked = self._carrying.pick(limit, room - size, begins=self._begins)
         if picked is None:
             self._carrying.store()
-            if limit < self._log.number:
-                self._writer.want(self._barriers[0][1], self._barriers[0][0])
+            self._barriers.store()
             await self._writer.progressed()
             return None
         if not operations and not picked.up_to and not self._begins:
             return None
         record = self._sign(after, limit, operations, picked)
         return _Draft(record, limit, size + picked.size, state.gathered, picked)
-
-    def _outbox(self, after: int, limit: int, size: int) -> list[tuple[int, bytes]]:
-        return [row for row in self._log.metadata.outbox(after, size) if row[0] <= limit]
-
-    async def _gather(self, limit: int) -> None:
-        """Store everything behind the newest journal pack, up to `limit`, in journal packs."""
-        state, config = self.state, self._config
-        most = min(JOURNAL_BYTES_MAX, max_plaintext(config.k) // 2)
-        while state.gathered < limit:
-            operations = self._outbox(state.gathered, limit, most)
-            if not operations:
-                state.gathered = limit
-                return
-            last = operations[-1][0]
-            body = encode_journal(JournalBody(self.journals, state.gathered, last, operations))
-            key = self._machine.entropy.token(32)
-            sealed = await self._machine.offload.run(
-                partial(seal_pack, config.k, config.n, [body], pack_key=key, convergence_secret=b"")
-            )
-            receipt = await self._uploader.store(sealed, self.state.stamp)
-            pack = pack_record(sealed, receipt, KIND_JOURNAL)
-            self._log.record(Commit(packs=[pack], extents=[]))
-            self._set_journals([*self.journals, pack])
-            state.gathered = last
 
     def _sign(self, after: int, last: int, operations: list[tuple[int, bytes]], picked: Picked) -> HeadRecord:
         state, config = self.state, self._config
@@ -449,18 +386,6 @@ class Journal:
     def _check_owner(self) -> None:
         if self.taken_over is not None:
             raise TakenOver(self.taken_over)
-
-    def _set_journals(self, journals: list[PackRecord]) -> None:
-        self.journals = journals
-        self._journals_saved = False
-
-    def _save(self) -> None:
-        """State and journal packs, in one transaction."""
-        metadata = self._log.metadata
-        save_head_state(metadata, self.state)
-        if not self._journals_saved:
-            save_journals(metadata, self.journals)
-            self._journals_saved = True
 
     def _progress_made(self) -> None:
         self._progress.set()

@@ -96,14 +96,14 @@ def test_rename_says_what_took_whose_place() -> None:
     def work(laptop: Laptop) -> None:
         local = laptop.open()
         tree, names = make_tree(local), local.namespace
-        assert names.rename(ROOT, b"file", ROOT, b"free", 0) is None
-        assert names.rename(ROOT, b"free", ROOT, b"free", 0) is None
-        assert names.rename(ROOT, b"free", ROOT, b"link", 0) == (local.log.number - 1, tree["file"])
+        assert names.rename(ROOT, b"file", ROOT, b"free", 0) == (local.log.number, [])
+        assert names.rename(ROOT, b"free", ROOT, b"free", 0) == (local.log.number, [])
+        assert names.rename(ROOT, b"free", ROOT, b"link", 0) == (local.log.number - 1, [tree["file"]])
         assert names.lookup(ROOT, b"free") is None
         with pytest.raises(OSError, match="Stale"):
             names.inode(tree["link"])
         exchanged = names.rename(ROOT, b"link", tree["inner"], b"deep", RENAME_EXCHANGE)
-        assert exchanged == (local.log.number, tree["file"])
+        assert exchanged == (local.log.number, [tree["file"], tree["deep"]])
         found = names.lookup(ROOT, b"link")
         assert found is not None
         assert found.ino == tree["deep"]
