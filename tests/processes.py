@@ -182,9 +182,12 @@ class MountedFileSystem:
         return run([program, *(str(word) for word in words)], good=good, home=self.home)
 
     def daemon_pids(self) -> list[int]:
-        """The mount's process or processes: ours, with this mount point among their words."""
-        wanted = os.fsencode(self.path)
-        return [pid for pid in traced_processes(os.environ[TRACE]) if wanted in words_of(pid)]
+        """The mount's process or processes: ours, `mount` with this mount point among their words.
+
+        fusermount3, which they call, names the mount point too and is none of them.
+        """
+        wanted = {b"mount", os.fsencode(self.path)}
+        return [pid for pid in traced_processes(os.environ[TRACE]) if wanted <= set(words_of(pid))]
 
     def kill_daemon(self) -> None:
         """kill -9 of the mount daemon, as a crash; leaves the mount point dead."""
