@@ -101,8 +101,8 @@ class Carrying:
         None if it begins, and what rests on the records before it does not fit or is newer than `limit`.
         """
         picked = Picked(begins)
-        if limit == self._log.number:
-            self._forget_stored()
+        if limit == self._log.number and (begins or not self._wants):
+            self._forget_stored()  # not at every fsync: there may be thousands
         if begins and not self._pick_again(picked, limit, room):
             return None
         for ino in list(self._wants):

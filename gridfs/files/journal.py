@@ -315,11 +315,9 @@ class Journal:
         state.sequence = draft.record.sequence
         state.previous = draft.record.record_hash()
         state.shipped = max(state.shipped, draft.last)
-        self._record_bytes += draft.size
         self._begins = False
         self._carrying.landed(draft.picked)
-        if self._record_bytes > GATHER_BYTES // 2:
-            self._carrying.store()  # so that little is left to be carried again when they are gathered
+        self._count(draft.size)
         emptied = draft.gathered > state.emptied
         if emptied:
             self._log.metadata.drop_outbox(draft.gathered)
@@ -328,6 +326,14 @@ class Journal:
         self._gatherer.save()
         if emptied:
             await self._trim()
+
+    def _count(self, size: int) -> None:
+        """Ask the writer for what records carry, so that little is left to be carried again when they are
+        gathered: when half of what is gathered at a time is there, and once more near its end."""
+        before, after = self._record_bytes, self._record_bytes + size
+        if any(before < GATHER_BYTES * part // 8 <= after for part in (4, 7)):
+            self._carrying.store()
+        self._record_bytes = after
 
     async def _compose(self) -> _Draft | None:
         """The next record; None if there is nothing to say, or if data has to be stored first."""

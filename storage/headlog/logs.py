@@ -14,6 +14,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import trio
 from cryptography.exceptions import InvalidSignature
@@ -136,7 +137,7 @@ class HeadLogs:
         if held is None:
             raise Missing("no such head log on this server")
         try:
-            Ed25519PublicKey.from_public_bytes(held.verifying_key).verify(signature, message)
+            _public_key(held.verifying_key).verify(signature, message)
         except (InvalidSignature, ValueError):
             raise Refused("the signature does not fit this head log") from None
 
@@ -214,3 +215,9 @@ class HeadLogs:
                 self._logs = rewritten.logs
                 self._rewrite_above = self._config.garbage_bytes_min
         return False
+
+
+@lru_cache(maxsize=64)
+def _public_key(verifying_key: bytes) -> Ed25519PublicKey:
+    """Making the key object takes half as long as using it."""
+    return Ed25519PublicKey.from_public_bytes(verifying_key)
