@@ -7,6 +7,7 @@ files. Everything raises OSError, `storage.errors` or `gridfs.grid.errors`; the 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from dataclasses import dataclass
 
@@ -22,12 +23,16 @@ from gridfs.files.trees import Trees
 from gridfs.files.writer import Writer
 from gridfs.grid.capacity import Capacity
 from gridfs.meta.rows import Listed
-from storage.errors import Unavailable
+from storage.errors import StorageError, Unavailable
 from storage.ports import Buffer
+
+logger = logging.getLogger(__name__)
 
 BLOCK_SIZE = 4096
 ROOM_BYTES = 1 << 20
 """Room in the spool that a create, or an open for writing, wants to see."""
+ACCESS_TIMES_S = 2.0
+"""How long an unmount waits for access times to reach the grid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +215,19 @@ class FileSystem:
                 await self._writer.progressed()
         while self._journal.up_to < self._log.number:  # shipping itself may record an operation
             await self._journal.shipped(self._log.number)
+        await self._settle_access_times()
         await self._log.make_durable()
+
+    async def _settle_access_times(self) -> None:
+        """Record them; a grid that takes nothing just now gets them from the next mount."""
+        number = self._log.number
+        try:
+            self.namespace.access.settle_all()
+        except (OSError, StorageError) as error:
+            logger.warning("access times are lost: %s", error)
+        if self._log.number > number:
+            with trio.move_on_after(ACCESS_TIMES_S):
+                await self._journal.shipped(self._log.number)
 
     def trouble(self) -> str:
         """Why data does not get into the grid, in words; empty while all is well."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import trio
 
 from gridfs.files import acl
+from gridfs.files.accesstimes import AccessTimes
 from gridfs.files.contents import FILE_SIZE_MAX, Contents
 from gridfs.files.log import OperationLog
 from gridfs.files.stamps import Stamps
@@ -38,7 +39,6 @@ LINK_MAX = (1 << 31) - 1
 """Names of a file, and subdirectories: what a signed count of 32 bits holds."""
 XATTR_VALUE_MAX = 65536
 XATTR_LIST_MAX = 65536
-DAY_NS = 86_400 * 10**9
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
@@ -69,6 +69,7 @@ class Namespace:
         self._metadata = log.metadata
         self._clock = clock
         self._open: dict[int, int] = {}
+        self.access = AccessTimes(log, clock)
         self.tree_detached = trio.Event()
         """Set when a snapshot lost its name: all that lies in it is to be cleared away."""
 
@@ -296,23 +297,14 @@ class Namespace:
         else:
             value = acl.encode(acl.with_permissions(acl.parse(access), change.mode))
             self._log.record(Together([operation, SetXattr(ino, acl.ACCESS, value, ctime)]))
+        if change.atime is not None:
+            self.access.forget(ino)
         if change.size is not None:
             self._contents.truncated(ino, change.size)
 
     def accessed(self, ino: int) -> bool:
-        """The inode was read: its atime moves by the rule of relatime; whether it did.
-
-        It moves where it is not behind mtime and ctime, or is a day old, so that it tells what was read
-        since it was written and costs next to nothing.
-        """
-        inode = self.inode(ino)
-        now = self._clock.now_ns()
-        if inode.read_only:
-            return False
-        if inode.atime > inode.mtime and inode.atime > inode.ctime and now - inode.atime < DAY_NS:
-            return False
-        self._log.record(SetAttributes(ino, None, None, None, now, None, None, inode.ctime))
-        return True
+        """The inode was read; whether its access time moves."""
+        return self.access.accessed(self.inode(ino))
 
     # ---- extended attributes
 
@@ -402,4 +394,5 @@ class Namespace:
             return False
         self._log.record(Drop(ino))
         self._contents.dropped(ino)
+        self.access.forget(ino)
         return True

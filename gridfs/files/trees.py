@@ -175,6 +175,7 @@ class Trees:
             self._set_times(target, self._namespace.inode(directory))
 
     def _clone(self, source: Inode, parent: int, name: bytes, read_only: bool) -> int:
+        self._namespace.access.settle(source.ino)
         ino = self._metadata.reserve_inode()
         operation = Clone(ino, source.ino, parent, name, read_only, self._clock.now_ns())
         number, _ = self._log.record(operation)

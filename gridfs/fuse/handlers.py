@@ -75,7 +75,7 @@ class Handlers(pyfuse3.Operations):
         if stat.S_ISREG(inode.mode):
             whole = -(-inode.size // 512)
             entry.st_blocks = min(whole, inode.blocks + self._files.data_blocks(inode.ino))
-        entry.st_atime_ns = inode.atime
+        entry.st_atime_ns = self._namespace.access.of(inode)
         entry.st_mtime_ns = inode.mtime
         entry.st_ctime_ns = inode.ctime
         return entry

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from gridfs.files.accesstimes import DAY_NS, PENDING_MAX
 from gridfs.files.contents import FILE_SIZE_MAX
 from gridfs.files.namespace import (
-    DAY_NS,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     TARGET_MAX,
@@ -220,9 +220,43 @@ def test_relatime(atime: int, mtime: int, ctime: int, moves: bool) -> None:
         ino, names, now = local.make(b"file"), local.namespace, local.machine.clock.now_ns()
         names.change(ino, Change(atime=now + atime, mtime=now + mtime, ctime=now + ctime))
         assert names.accessed(ino) == moves
-        seen = names.inode(ino)
-        assert (seen.mtime, seen.ctime) == (now + mtime, now + ctime)
-        assert seen.atime == (now if moves else now + atime)
+        recorded = local.log.number
+        for _ in range(2):
+            seen = names.inode(ino)
+            assert (seen.mtime, seen.ctime) == (now + mtime, now + ctime)
+            assert names.access.of(seen) == (now if moves else now + atime)
+            names.access.settle_all()
+        assert local.log.number == recorded + moves
+        assert names.inode(ino).atime == (now if moves else now + atime)
+
+    on_a_laptop(work)
+
+
+def test_access_times_are_in_memory_until_they_are_many_or_set() -> None:
+    def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        names, first = local.namespace, local.make(b"first")
+        others = [local.make(b"%d" % number) for number in range(PENDING_MAX)]
+        for ino in (first, *others):
+            names.change(ino, Change(atime=5))
+        number = local.log.number
+        for ino in (first, *others[:-1]):
+            assert names.accessed(ino)
+        assert local.log.number == number
+        names.change(others[0], Change(atime=7))
+        assert names.access.of(names.inode(others[0])) == 7
+        names.unlink(ROOT, b"1")
+        number = local.log.number
+        for _ in range(3):
+            assert names.accessed(others[-1])
+        assert names.accessed(others[0])
+        assert local.log.number == number
+        assert names.accessed(local.make(b"last"))
+        assert local.log.number == number + 2
+        assert names.inode(first).atime == local.machine.clock.now_ns()
+        names.access.settle_all()
+        assert names.inode(others[2]).atime == local.machine.clock.now_ns()
+        assert names.inode(others[0]).atime == local.machine.clock.now_ns()
 
     on_a_laptop(work)
 
