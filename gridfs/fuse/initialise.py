@@ -37,9 +37,9 @@ REQUIRED = HANDLE_KILLPRIV_V2 | DONT_MASK
 """Without these there is no point in answering."""
 ADDED = REQUIRED | CACHE_SYMLINKS
 
-MAX_BACKGROUND = 64
+MAX_BACKGROUND = 16
 """Requests of read-ahead and write-back that the kernel has under way at a time (12 without a word)."""
-CONGESTION_THRESHOLD = 48
+CONGESTION_THRESHOLD = 12
 
 ANSWER_S_MAX = 5.0
 READ_BYTES = 1 << 17
