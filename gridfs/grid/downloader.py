@@ -17,6 +17,7 @@ import trio
 
 from gridfs.grid.buffers import BufferPool
 from gridfs.grid.health import HealthBook, HealthConfig
+from gridfs.grid.neighbours import Neighbours
 from gridfs.grid.planner import PackRef
 from gridfs.grid.ports import GridServer
 from gridfs.grid.reading import Reading, ReadStatistics, SegmentRead, Tools
@@ -33,6 +34,8 @@ class DownloaderConfig:
     """Buffers kept for the next read."""
     lent_bytes: int = 32 << 20
     """Sealed bytes in memory, all reads together; further reads wait."""
+    neighbour_bytes: int = 8 << 20
+    """Sealed blocks kept because small segments in them are likely wanted next."""
     spans_max: int = READV_SPANS_MAX
     """Spans in one request."""
     bytes_max: int = READV_SIZE_MAX
@@ -69,6 +72,7 @@ class Downloader:
             pool=BufferPool(config.kept_bytes, config.lent_bytes),
             health=health,
             roster=roster,
+            neighbours=Neighbours(config.neighbour_bytes),
             statistics=ReadStatistics(),
         )
 

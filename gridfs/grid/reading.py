@@ -19,7 +19,8 @@ from gridfs.grid import audit, placement
 from gridfs.grid.buffers import BufferPool
 from gridfs.grid.errors import DamagedData, NotEnoughShares, short
 from gridfs.grid.health import HealthBook
-from gridfs.grid.planner import Fetch, Held, PackRef, Piece, Sources, Step, Want, plan_reads
+from gridfs.grid.neighbours import Neighbours
+from gridfs.grid.planner import Fetch, Held, PackRef, Piece, Plan, Sources, Step, Want, plan_reads
 from gridfs.grid.requests import Job, Requests
 from gridfs.grid.roster import Roster, ServerId
 from storage.client import Span, Traffic
@@ -85,6 +86,7 @@ class Tools:
     pool: BufferPool
     health: HealthBook
     roster: Roster
+    neighbours: Neighbours
     statistics: ReadStatistics
 
 
@@ -98,6 +100,11 @@ class Reading:
         self._wants = [segment.want() for segment in segments]
         self._sources = Sources(tools.health.demoted(trio.current_time()))
         self._held = Held()
+        for want in self._wants:
+            if (piece := tools.neighbours.find(want)) is not None:
+                self._held.add(want.pack.pack_id, want.number, piece)
+        self._wide: set[tuple[bytes, int, int]] = set()
+        """Blocks that are fetched for their neighbours too: (pack id, share number, start)."""
         self._buffers: list[bytearray] = []
         self._located: set[bytes] = set()
         self._asking = False
@@ -120,10 +127,27 @@ class Reading:
             if plan.lacking:
                 await self._locate(plan.lacking)
                 continue
-            await self._fetch(plan.fetches)
+            await self._fetch(self._widened(plan))
             left = await self._carry_out(plan.steps)
 
     # ---- fetching
+
+    def _widened(self, plan: Plan) -> list[Fetch]:
+        """What to ask: for a small segment the whole of its block, where its neighbours are likely wanted.
+
+        Not for what is rebuilt: that would be k blocks.
+        """
+        plain = {self._wants[step.wants[0]][1:] for step in plan.steps if not step.helpers}
+        fetches = []
+        for fetch in plan.fetches:
+            if fetch.end - fetch.start < fetch.pack.geometry.block_size and fetch[1:4] in plain:
+                want = Want(*fetch[:4])
+                wide = self._tools.neighbours.widened(want)
+                if wide is not want:
+                    fetch = Fetch(*wide, fetch.server)
+                    self._wide.add((fetch.pack.pack_id, fetch.number, fetch.start))
+            fetches.append(fetch)
+        return fetches
 
     async def _buffer(self, size: int) -> memoryview:
         pool = self._tools.pool
@@ -170,6 +194,8 @@ class Reading:
             if job.got == job.span.length:
                 piece = Piece(fetch.start, fetch.end, job.destination, fetch.server)
                 self._held.add(fetch.pack.pack_id, fetch.number, piece)
+                if (fetch.pack.pack_id, fetch.number, fetch.start) in self._wide:
+                    self._tools.neighbours.keep(Want(*fetch[:4]), job.destination, fetch.server)
             else:
                 reason = "its share is cut short" if job.got else "it lacks its share"
                 self._blame(fetch.pack, fetch.number, fetch.server, reason, lied=bool(job.got))
@@ -178,6 +204,7 @@ class Reading:
         """A share is not what it should be: go around it and say so; later reads ask a liar last."""
         self._sources.fail_share(pack.pack_id, number, server, reason)
         self._held.drop(pack.pack_id, number, server)
+        self._tools.neighbours.drop(pack.pack_id, number)
         damaged = self._tools.statistics.damaged
         damaged[server] = damaged.get(server, 0) + 1
         name = self._tools.roster.name(server)
@@ -272,6 +299,8 @@ class Reading:
         pack, number, start, end = self._wants[index]
         row, inside = divmod(start, pack.geometry.block_size)
         self._tools.statistics.audits += 1
+        for other in shown:
+            self._tools.neighbours.drop(pack.pack_id, other)
         good = audit.known_zeros(pack, row)
         wave = [other for other in shown if other not in good]
         while number not in good and len(good) < pack.geometry.k:

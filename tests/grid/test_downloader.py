@@ -55,6 +55,40 @@ async def test_a_small_file_costs_one_small_range_on_one_server() -> None:
         assert grid.asked_bytes == sealed_size(4096)
 
 
+async def test_the_second_small_file_of_a_pack_brings_its_neighbours() -> None:
+    """200 files of 1 kB lie in four blocks, on four servers."""
+    async with open_grid(4, 6) as grid:
+        stored = await grid.store(*(plaintext(1000, seed) for seed in range(200)))
+        for index in range(200):
+            assert await grid.read(stored, index) == stored.plain[index]
+        assert grid.requests == 1 + 4
+        assert grid.asked_bytes == sealed_size(1000) + stored.sealed.geometry.stream_length
+        other = await grid.store(plaintext(300_000))
+        before = grid.asked_bytes
+        assert await grid.read(other) == other.plain[0]
+        assert grid.asked_bytes == before + other.sealed.geometry.stream_length, "alone in its blocks"
+
+
+async def test_neighbours_take_bounded_memory() -> None:
+    async with open_grid(4, 6, reading=DownloaderConfig(neighbour_bytes=2 * BLOCK_SIZE)) as grid:
+        stored = await grid.store(*(plaintext(1000, seed) for seed in range(200)))
+        for _ in range(2):
+            for index in range(200):
+                assert await grid.read(stored, index) == stored.plain[index]
+        assert grid.requests == 1 + 4 + 4
+
+
+async def test_a_block_of_lies_is_not_believed_and_not_kept() -> None:
+    async with open_grid(4, 6) as grid:
+        stored = await grid.store(*(plaintext(1000, seed) for seed in range(100)))
+        liar = grid.holder(stored, 0)
+        assert await grid.read(stored, 0) == stored.plain[0]
+        liar.distort = invert
+        for index in range(1, 100):
+            assert await grid.read(stored, index) == stored.plain[index]
+        assert grid.downloader.statistics().reads.damaged == {liar.server_id: 1}
+
+
 async def test_all_readers_of_one_turn_share_one_request_per_server() -> None:
     async with open_grid(4, 6) as grid:
         stored = [await grid.store(plaintext(ROWS, seed)) for seed in range(5)]
