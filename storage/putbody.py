@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from storage.backends.plan import SMALL_SHARE_MAX
 from storage.errors import Corrupt, StorageError
 from storage.format.share import ShareVerifier
 from storage.pages import PagePool
 from storage.ports import Buffer
 from storage.wire.messages import Put
-
-_PAGES_SIZE_MIN = 64 * 1024
-"""Shares larger than this are written to files of their own, which wants page-aligned memory."""
 
 
 class PutBody:
@@ -28,7 +26,9 @@ class PutBody:
         """Bytes still to come."""
         self._pages = pages
         self._shares: list[Buffer] = [
-            pages.take(share.size) if share.size > _PAGES_SIZE_MIN else bytearray(share.size)
+            # Larger shares get files of their own, which wants pages. The others are appended by the
+            # committing task, which may still hold them when a cancelled caller gives the memory back.
+            pages.take(share.size) if share.size > SMALL_SHARE_MAX else bytearray(share.size)
             for share in request.shares
         ]
         self._views = [memoryview(share) for share in self._shares]

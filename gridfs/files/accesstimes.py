@@ -48,10 +48,13 @@ class AccessTimes:
 
     def settle(self, ino: int) -> None:
         """Record the access time of one inode. Raises what recording an operation raises."""
-        atime, inode = self._pending.get(ino), self._log.metadata.inode(ino)
-        if atime is not None and inode is not None:
+        atime = self._pending.get(ino)
+        if atime is None:
+            return
+        inode = self._log.metadata.inode(ino)
+        if inode is not None:
             self._log.record(SetAttributes(ino, None, None, None, atime, None, None, inode.ctime))
-        self._pending.pop(ino, None)
+        del self._pending[ino]
 
     def settle_all(self) -> None:
         """Record them all; some thousands at most. Raises what recording an operation raises."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from gridfs.files.dirty import DirtyData
+from gridfs.files.dirty import FILE_END, DirtyData
 from gridfs.files.log import OperationLog
 from gridfs.files.overlay import Piece
 from gridfs.files.writer import Writer
@@ -169,7 +169,7 @@ class Carrying:
 
     def _pieces(self, ino: int) -> list[Piece]:
         overlay = self._dirty.overlay(ino)
-        return [] if overlay is None else overlay.pieces(0, 1 << 63)
+        return [] if overlay is None else overlay.pieces(0, FILE_END)
 
     def _new(self, ino: int) -> Iterator[Piece]:
         """Dirty pieces that no record carries."""
