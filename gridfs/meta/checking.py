@@ -8,7 +8,7 @@ from itertools import chain
 import apsw
 
 from gridfs.meta.operations import MAX_INTEGER
-from gridfs.meta.schema import State
+from gridfs.meta.schema import BUCKET_BITS, FAMILIES, State
 
 # 16384, 32768 and 40960 are S_IFDIR, S_IFREG and S_IFLNK under S_IFMT; inode 1 is the root.
 # Each query finds rows that break one invariant; the text says what they mean.
@@ -105,7 +105,7 @@ QUERIES = (
     ("an extent names pack {}", "SELECT DISTINCT pack FROM extent WHERE pack NOT IN (SELECT ref FROM pack)"),
     (
         "pack {} is wrongly in or out of the garbage",
-        "SELECT ref FROM pack WHERE (kind = 0 AND live = 0) != (ref IN (SELECT pack FROM garbage))",
+        "SELECT ref FROM pack WHERE kind = 0 AND (live = 0) != (ref IN (SELECT pack FROM garbage))",
     ),
     ("xattr of inode {}", "SELECT DISTINCT ino FROM xattr WHERE ino NOT IN (SELECT ino FROM inode)"),
 )
@@ -138,9 +138,22 @@ def _engine(database: apsw.Connection) -> Iterator[str]:
 
 
 def _rows(database: apsw.Connection) -> Iterator[str]:
-    for text, query in QUERIES:
+    for text, query in chain(QUERIES, _ranges()):
         for row in database.execute(query).fetchall():
             yield text.format(*row)
+
+
+def _ranges() -> Iterator[tuple[str, str]]:
+    """What a checkpoint would miss: rows in ranges that were neither touched nor kept."""
+    for family, tables in enumerate(FAMILIES):
+        for table in tables:
+            yield (
+                f"rows of {table.name} in range {{}} are in no checkpoint",
+                f"SELECT DISTINCT {table.key} >> {BUCKET_BITS} FROM {table.name} t WHERE NOT EXISTS"  # noqa: S608
+                " (SELECT 1 FROM (SELECT family, bucket FROM touched UNION SELECT family, bucket FROM taken"
+                " UNION SELECT family, bucket FROM kept)"
+                f" WHERE family = {family} AND bucket = t.{table.key} >> {BUCKET_BITS})",
+            )
 
 
 def _counts(database: apsw.Connection, state: State) -> Iterator[str]:

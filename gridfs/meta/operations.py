@@ -130,6 +130,7 @@ class RemoveXattr(msgspec.Struct, frozen=True, array_like=True, tag=9, forbid_un
 
 KIND_DATA = 0
 KIND_JOURNAL = 1
+KIND_CHECKPOINT = 2
 
 
 class PackRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -146,7 +147,7 @@ class PackRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """Server id for each share number; None where nobody holds it or the share is empty."""
     missing: list[Annotated[int, msgspec.Meta(ge=0, le=255)]]
     """Numbers of the shares that are owed."""
-    kind: Annotated[int, msgspec.Meta(ge=0, le=1)] = KIND_DATA
+    kind: Annotated[int, msgspec.Meta(ge=0, le=2)] = KIND_DATA
 
     def __repr__(self) -> str:
         # A record may reach a log; its key must not.
@@ -226,6 +227,12 @@ class Detach(msgspec.Struct, frozen=True, array_like=True, tag=15, forbid_unknow
     time: Time
 
 
+class Retire(msgspec.Struct, frozen=True, array_like=True, tag=16, forbid_unknown_fields=True, gc=False):
+    """A newer checkpoint took the place of these journal and checkpoint packs."""
+
+    pack_ids: list[Hash]
+
+
 Operation = (
     Make
     | Link
@@ -241,6 +248,7 @@ Operation = (
     | Clone
     | Attach
     | Detach
+    | Retire
 )
 
 _encoder = msgspec.msgpack.Encoder()

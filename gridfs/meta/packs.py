@@ -2,13 +2,13 @@
 
 Live bytes count every reference of an extent, so a run may belong to several extents and files. A
 data pack whose live bytes reach 0 becomes garbage: it stays here, known and marked, until a later
-release; a Commit that refers to it again takes it back. Journal packs have no extents and never
-become garbage by themselves.
+release; a Commit that refers to it again takes it back. Journal and checkpoint packs have no extents:
+they become garbage when they are retired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -61,6 +61,10 @@ class Packs:
                 del self._cache[next(iter(self._cache))]
         self._cache[ref] = pack
         return pack
+
+    def servers(self) -> list[tuple[int, bytes]]:
+        """Numbers and ids of all servers that places name."""
+        return sorted(self._server_ids.items())
 
     def find_pack(self, pack_id: bytes) -> int | None:
         ref = self._database.execute("SELECT ref FROM pack WHERE pack_id = ?", (pack_id,)).get
@@ -126,6 +130,19 @@ class Packs:
         self._state.packs += 1
         self._state.missing_shares += len(missing)
         return ref
+
+    def retire(self, pack_ids: Sequence[bytes], number: int) -> None:
+        """Journal and checkpoint packs are needed no more. Raises Corrupt for one that is not such a pack."""
+        refs = []
+        for pack_id in pack_ids:
+            row = self._database.execute(
+                "SELECT ref, kind, debt FROM pack WHERE pack_id = ?", (pack_id,)
+            ).fetchone()
+            if row is None or row[1] == KIND_DATA:
+                raise Corrupt(f"pack {pack_id.hex()} is retired, and is no journal or checkpoint")
+            refs.append(row)
+        for ref, _, debt in refs:
+            self._bury(ref, debt, number)
 
     def add_live(self, changes: Mapping[int, int], number: int) -> None:
         """Add to the live bytes of packs (0 makes sure that a pack without any is garbage).

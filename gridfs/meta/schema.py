@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import apsw
 import msgspec
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 APPLICATION_ID = 0x67726664
 """`grfd`, in SQLite's header: a gridfs metadata database."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 CACHE_KIB = 32768
 AUTO_CHECKPOINT_PAGES = 16384
@@ -39,13 +39,11 @@ CREATE TABLE inode (
     ctime INTEGER NOT NULL, rdev INTEGER NOT NULL, target BLOB, parent INTEGER, body INTEGER,
     held INTEGER NOT NULL DEFAULT 0, read_only INTEGER NOT NULL DEFAULT 0
 ) STRICT;
-CREATE INDEX orphan ON inode (ino) WHERE nlink = 0;
 CREATE TABLE detached (ino INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE entry (
     parent INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL, cookie INTEGER NOT NULL,
     type INTEGER NOT NULL, PRIMARY KEY (parent, name)
 ) WITHOUT ROWID, STRICT;
-CREATE INDEX entry_cookie ON entry (parent, cookie, ino);
 CREATE TABLE xattr (
     ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (ino, name)
 ) WITHOUT ROWID, STRICT;
@@ -65,11 +63,101 @@ CREATE TABLE pack (
     n INTEGER NOT NULL, stream_length INTEGER NOT NULL, sealed_key BLOB NOT NULL, key_hash BLOB,
     places BLOB NOT NULL, missing BLOB NOT NULL, debt INTEGER NOT NULL, live INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX convergent ON pack (key_hash) WHERE key_hash IS NOT NULL;
 CREATE TABLE garbage (pack INTEGER PRIMARY KEY, since INTEGER NOT NULL) STRICT;
-CREATE INDEX garbage_age ON garbage (since);
 CREATE TABLE outbox (number INTEGER PRIMARY KEY, payload BLOB NOT NULL) STRICT;
+CREATE TABLE touched (
+    family INTEGER NOT NULL, bucket INTEGER NOT NULL, PRIMARY KEY (family, bucket)
+) WITHOUT ROWID, STRICT;
+CREATE TABLE taken (
+    family INTEGER NOT NULL, bucket INTEGER NOT NULL, PRIMARY KEY (family, bucket)
+) WITHOUT ROWID, STRICT;
+CREATE TABLE kept (
+    family INTEGER NOT NULL, bucket INTEGER NOT NULL, part INTEGER NOT NULL, pack INTEGER NOT NULL,
+    run INTEGER NOT NULL, run_offset INTEGER NOT NULL, run_length INTEGER NOT NULL,
+    PRIMARY KEY (family, bucket, part)
+) WITHOUT ROWID, STRICT;
 """
+
+INDEXES = """
+CREATE INDEX orphan ON inode (ino) WHERE nlink = 0;
+CREATE INDEX entry_cookie ON entry (parent, cookie, ino);
+CREATE INDEX entry_ino ON entry (ino);
+CREATE INDEX convergent ON pack (key_hash) WHERE key_hash IS NOT NULL;
+CREATE INDEX pack_kind ON pack (kind) WHERE kind != 0;
+CREATE INDEX garbage_age ON garbage (since);
+"""
+
+BUCKET_BITS = 10
+"""A range of rows for checkpoints: 1024 inodes, bodies or packs with all that belongs to them."""
+
+
+class Table(NamedTuple):
+    """A table whose rows go into checkpoints."""
+
+    name: str
+    columns: tuple[str, ...]
+    key: str
+    """The column by which its rows are dealt into ranges; there is an index that begins with it."""
+
+
+FAMILIES: tuple[tuple[Table, ...], ...] = (
+    (
+        Table(
+            "inode",
+            (
+                "ino", "mode", "uid", "gid", "size", "nlink", "atime", "mtime", "ctime", "rdev", "target",
+                "parent", "body", "held", "read_only",
+            ),
+            "ino",
+        ),
+        Table("entry", ("parent", "name", "ino", "cookie", "type"), "ino"),
+        Table("xattr", ("ino", "name", "value"), "ino"),
+        Table("detached", ("ino",), "ino"),
+    ),
+    (
+        Table(
+            "extent",
+            ("body", "start", "length", "pack", "run", "run_offset", "run_length", "skip", "frozen"),
+            "body",
+        ),
+        Table("cut", ("body", "number", "position", "ino"), "body"),
+        Table("copy", ("body", "base", "ino"), "body"),
+    ),
+    (
+        Table(
+            "pack",
+            (
+                "ref", "pack_id", "kind", "k", "n", "stream_length", "sealed_key", "key_hash", "places",
+                "missing", "debt", "live",
+            ),
+            "ref",
+        ),
+        Table("garbage", ("pack", "since"), "pack"),
+    ),
+)  # fmt: skip
+"""What a checkpoint holds, by family: inodes, bodies, packs. A row of `touched` names a range in which
+something changed since the last checkpoint; triggers put it there, in the transaction of the change."""
+
+
+def _triggers() -> str:
+    statements = []
+    for family, tables in enumerate(FAMILIES):
+        for table in tables:
+            # Only an entry is ever moved into another range, when a rename replaces its inode.
+            moved = ("OLD", "NEW") if table.name == "entry" else ("NEW",)
+            for event, rows in (("INSERT", ("NEW",)), ("DELETE", ("OLD",)), ("UPDATE", moved)):
+                touch = "".join(
+                    f" INSERT OR IGNORE INTO touched VALUES ({family}, {row}.{table.key} >> {BUCKET_BITS});"  # noqa: S608
+                    for row in rows
+                )
+                statements.append(
+                    f"CREATE TRIGGER touched_{table.name}_{event.lower()} AFTER {event} ON {table.name}"
+                    f" BEGIN{touch} END;\n"
+                )
+    return "".join(statements)
+
+
+TRIGGERS = _triggers()
 
 
 class State(msgspec.Struct, array_like=True):
@@ -143,8 +231,21 @@ def create(path: str, vfs: str | None) -> apsw.Connection:
 
 def make_tables(database: apsw.Connection) -> None:
     """The tables, the first state and the format's marks, in the open transaction."""
+    make_bare_tables(database)
+    finish_tables(database, msgspec.msgpack.encode(State()))
+
+
+def make_bare_tables(database: apsw.Connection) -> None:
+    """Tables to be filled with what is known already, in the open transaction."""
     database.execute(TABLES)
-    save(database, State())
+
+
+def finish_tables(database: apsw.Connection, state: bytes) -> None:
+    """What makes filled tables a database: indexes, triggers, counters and marks, in the open transaction."""
+    database.execute(INDEXES)
+    database.execute(TRIGGERS)
+    database.execute("INSERT INTO state VALUES (1, ?)", (state,))
+    load(database, State())  # raises Corrupt where the counters cannot be read
     database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     database.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
 
@@ -172,6 +273,11 @@ def open_existing(path: str, vfs: str | None) -> apsw.Connection:
         database.close()
         raise
     return database
+
+
+def connect_reading(path: str) -> apsw.Connection:
+    """A connection that only reads, for a snapshot in another thread."""
+    return _connect(path, None, apsw.SQLITE_OPEN_READONLY)
 
 
 def checkpoint_on_own_connection(path: str, vfs: str | None = None) -> bool:
@@ -220,6 +326,12 @@ def load(database: apsw.Connection, state: State) -> None:
         raise Corrupt("metadata database has no state")
     for field in State.__struct_fields__:
         setattr(state, field, getattr(stored, field))
+
+
+def get_state(database: apsw.Connection) -> bytes:
+    """The counters as they are stored."""
+    row: Any = database.execute("SELECT value FROM state").fetchone()
+    return bytes(row[0])
 
 
 def save(database: apsw.Connection, state: State) -> None:

@@ -12,7 +12,7 @@ the steps since the last commit, which are kept for this, are made once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -21,10 +21,11 @@ import apsw
 from gridfs.meta import schema
 from gridfs.meta.bodies import Bodies
 from gridfs.meta.checking import find_problems
+from gridfs.meta.checkpoints import Checkpoints, KeptPart, Range, Snapshot
 from gridfs.meta.clones import Clones
 from gridfs.meta.commits import Commits
 from gridfs.meta.namespace import Namespace, make_root
-from gridfs.meta.operations import Attach, Clone, Commit, Detach, Operation
+from gridfs.meta.operations import Attach, Clone, Commit, Detach, Operation, Retire
 from gridfs.meta.outbox import Outbox
 from gridfs.meta.packs import Packs, key_hash
 from gridfs.meta.rows import ROOT, Entry, Extent, Garbage, Inode, Listed, Pack, Sealer, Totals
@@ -67,6 +68,8 @@ class Metadata:
         self._clones = Clones(database, self._state, self._tree, self._bodies, self._namespace)
         self._commits = Commits(self._packs, self._bodies, self._tree)
         self._outbox = Outbox(database, sealer)
+        self._checkpoints = Checkpoints(database)
+        self._sealer = sealer
         self._steps: list[Callable[[], object]] = []
         self._broken = False
         self._reload()
@@ -152,6 +155,8 @@ class Metadata:
     def _apply(self, number: int, operation: Operation) -> None:
         if isinstance(operation, Commit):
             self._commits.apply(operation, number)
+        elif isinstance(operation, Retire):
+            self._packs.retire(operation.pack_ids, number)
         elif isinstance(operation, Clone | Attach | Detach):
             self._clones.apply(operation, number)
         else:
@@ -341,6 +346,39 @@ class Metadata:
     def drop_outbox(self, up_to: int) -> None:
         """Forget what was shipped, in the open transaction."""
         self._change(partial(self._outbox.drop, up_to), partial(self.drop_outbox, up_to))
+
+    # Checkpoints
+
+    @translated
+    def begin_checkpoint(self, path: str | None) -> Snapshot:
+        """A snapshot of everything up to `applied`, whose ranges are those that changed since the newest
+        checkpoint. Ends the open transaction. `path`: of this database, for a connection of its own; None
+        where it can have none. The caller closes the snapshot.
+        """
+        self._change(self._checkpoints.take, self._checkpoints.take)
+        self.commit()
+        if path is None:
+            return Snapshot(self._database, self._sealer, shared=True)
+        database = schema.connect_reading(path)
+        try:
+            return Snapshot(database, self._sealer, shared=False)
+        except BaseException:
+            database.close()
+            raise
+
+    @translated
+    def finish_checkpoint(self, ranges: Sequence[Range], parts: Sequence[KeptPart]) -> None:
+        """The checkpoint is stored and named in the grid; in the open transaction. Its packs are known."""
+        refs = [(part, self._packs.find_pack(part.pack)) for part in parts]
+        step = partial(
+            self._checkpoints.finish, ranges, [(part, ref) for part, ref in refs if ref is not None]
+        )
+        self._change(step, partial(self.finish_checkpoint, ranges, parts))
+
+    @translated
+    def superseded(self, in_use: Sequence[bytes]) -> list[bytes]:
+        """Ids of journal and checkpoint packs that neither the newest checkpoint nor `in_use` names."""
+        return self._checkpoints.superseded(in_use)
 
     @translated
     def get_value(self, name: str) -> bytes | None:

@@ -104,7 +104,7 @@ def changed(path: str, sql: str) -> None:
 @pytest.mark.parametrize(
     ("sql", "error", "text"),
     [
-        ("PRAGMA user_version = 2", Refused, "has metadata format 2"),
+        ("PRAGMA user_version = 3", Refused, "has metadata format 3"),
         ("DELETE FROM state", Corrupt, "no state"),
         ("UPDATE state SET value = x'c1'", Corrupt, "cannot be read"),
         ("DROP TABLE cut", Corrupt, "damaged"),
