@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from blake3 import blake3
 from gridfs.codec.cipher import open_blob, seal_blob
 from gridfs.codec.keys import KeyTree
 from gridfs.config import Config
+from gridfs.files.checkpointing import CheckpointConfig, Checkpointer
 from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.dirty import DirtyData
 from gridfs.files.filesystem import FileSystem, FileSystemConfig
@@ -27,6 +28,7 @@ from gridfs.files.log import LogConfig, OperationLog
 from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Prefetcher, ReadaheadConfig
 from gridfs.files.reader import Reader, ReaderConfig
+from gridfs.files.rebuilding import RebuildNeeded, finish_rebuild, rebuild
 from gridfs.files.replay import replay
 from gridfs.files.spool import Spool
 from gridfs.files.stamps import Stamps
@@ -51,6 +53,8 @@ class MountOptions:
     """What `-o` sets, in bytes and seconds."""
 
     read_only: bool = False
+    takeover: bool = False
+    """Go on from what another client has written last."""
     fsync: str = "grid"
     allow_other: bool = False
     attr_timeout_s: float = 60.0
@@ -74,6 +78,7 @@ class Parts:
     dirty: DirtyData
     writer: Writer
     journal: Journal
+    checkpointer: Checkpointer
     prefetcher: Prefetcher
     downloader: Downloader
     uploader: Uploader
@@ -108,90 +113,180 @@ async def open_filesystem(
 ) -> AsyncIterator[Parts]:
     """Open a file system and run it until the block is left; what is not in the grid stays in the spool.
 
-    Replays the spool, claims the head log, and starts every component. Raises NotEnoughServers where
-    too few head servers answer, TakenOver, and the storage errors of a damaged database or spool.
+    Replays the spool, claims the head log, and starts every component; metadata that cannot go on are made
+    anew from the grid first. Raises NotEnoughServers where too few head servers answer, TakenOver, and the
+    storage errors of a damaged database or spool.
     """
-    sealer = LocalSealer(keys.local_key, machine.entropy)
-    metadata = Metadata.open(database, sealer, vfs=machine.disk.sqlite_vfs)
-    spool_key = blake3(keys.local_key, derive_key_context=_SPOOL_KEY).digest()
-    spool = Spool(machine, spool_directory, spool_key, options.spool_bytes)
-    try:
-        log = OperationLog(machine, metadata, database, spool, LogConfig())
-        dirty = DirtyData(log)
-        head_state = load_head_state(metadata)
-        replay(log, dirty, head_state.emptied)
-        async with trio.open_nursery() as nursery:
-            parts = await _start(machine, config, roster, keys, options, log, dirty, head_state, nursery)
-            yield parts
-            nursery.cancel_scope.cancel()
-        log.commit()
-    finally:
+    async with trio.open_nursery() as connections:
+        grid = await _reach(machine, config, roster, keys, connections)
+        local, running = await _claimed(machine, config, grid, keys, database, spool_directory, options)
         try:
-            metadata.close()
+            async with trio.open_nursery() as nursery:
+                for run in running.tasks:
+                    await nursery.start(run)
+                yield running.parts
+                nursery.cancel_scope.cancel()
+            local.log.commit()
         finally:
-            spool.close()
+            local.close()
+        connections.cancel_scope.cancel()
 
 
-async def _start(
-    machine: Machine,
-    config: Config,
-    roster: Roster,
-    keys: KeyTree,
-    options: MountOptions,
-    log: OperationLog,
-    dirty: DirtyData,
-    head_state: HeadState,
-    nursery: trio.Nursery,
-) -> Parts:
-    """Build the graph from the servers up, start its tasks, and claim the head log."""
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """The way to the servers; it stands before anything local is opened."""
+
+    clients: dict[bytes, StorageClient]
+    roster: Roster
+    downloader: Downloader
+    uploader: Uploader
+    heads: HeadServers
+    history: History
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """What lies on this machine, replayed."""
+
+    log: OperationLog
+    dirty: DirtyData
+    head_state: HeadState
+
+    def close(self) -> None:
+        try:
+            self.log.metadata.close()
+        finally:
+            self.log.spool.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """An open file system and the tasks that it needs, in the order of their start."""
+
+    parts: Parts
+    tasks: tuple[Callable[..., Awaitable[None]], ...]
+
+
+async def _reach(
+    machine: Machine, config: Config, roster: Roster, keys: KeyTree, nursery: trio.Nursery
+) -> _Grid:
     clients = {
         server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
     }
     for client in clients.values():
         await nursery.start(client.run)
     downloader = Downloader(clients, roster)
+    await nursery.start(downloader.run)
     uploader = Uploader(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server
     )
-    capacity = Capacity(clients, CapacityConfig(config.k, config.n))
     heads = HeadServers(clients, config.head_servers, roster, log_name(keys.verifying_key))
+    return _Grid(clients, roster, downloader, uploader, heads, History(heads, downloader, keys))
+
+
+async def _claimed(
+    machine: Machine,
+    config: Config,
+    grid: _Grid,
+    keys: KeyTree,
+    database: str,
+    spool_directory: str,
+    options: MountOptions,
+) -> tuple[_Local, _Running]:
+    """The local state, brought up to date with the grid, and all that stands on it; nothing runs yet."""
+    sealer = LocalSealer(keys.local_key, machine.entropy)
+    while True:
+        local = _open_local(machine, keys, sealer, database, spool_directory, options)
+        try:
+            running = _build(machine, config, grid, keys, options, local)
+            if not options.read_only:
+                await running.parts.journal.claim(len(config.head_servers) - config.quorum + 1)
+                running.parts.files.namespace.drop_orphans()
+            return local, running
+        except RebuildNeeded as needed:
+            if needed.keeps_spool:
+                local.close()
+            else:
+                # First of all: its records must never meet metadata of another history.
+                local.log.spool.set_aside()
+                local.log.metadata.close()
+            await rebuild(machine, grid.downloader, sealer, needed, database)
+        except BaseException:
+            local.close()
+            raise
+
+
+def _open_local(
+    machine: Machine,
+    keys: KeyTree,
+    sealer: LocalSealer,
+    database: str,
+    spool_directory: str,
+    options: MountOptions,
+) -> _Local:
+    finish_rebuild(machine.disk, database)
+    metadata = Metadata.open(database, sealer, vfs=machine.disk.sqlite_vfs)
+    spool_key = blake3(keys.local_key, derive_key_context=_SPOOL_KEY).digest()
+    spool = Spool(machine, spool_directory, spool_key, options.spool_bytes)
+    log = OperationLog(machine, metadata, database, spool, LogConfig())
+    local = _Local(log, DirtyData(log), load_head_state(metadata))
+    try:
+        replay(log, local.dirty, local.head_state.emptied)
+    except BaseException:
+        local.close()
+        raise
+    return local
+
+
+def _build(
+    machine: Machine, config: Config, grid: _Grid, keys: KeyTree, options: MountOptions, local: _Local
+) -> _Running:
+    """The graph from the log up."""
+    log, dirty, head_state = local.log, local.dirty, local.head_state
+    uploader, downloader = grid.uploader, grid.downloader
+    capacity = Capacity(grid.clients, CapacityConfig(config.k, config.n))
 
     sealed_bytes = options.memory_bytes * 3 // 10
     writer_config = WriterConfig(config.k, config.n, keys.convergence_secret, sealed_bytes_max=sealed_bytes)
     freezer = Freezer(log, dirty, FreezeConfig(config.k))
     writer = Writer(machine, log, dirty, uploader, freezer, lambda: head_state.stamp, writer_config)
-    journal_config = JournalConfig(config.k, config.n, config.quorum)
-    history = History(heads, downloader, keys)
-    journal = Journal(machine, log, dirty, writer, uploader, heads, history, keys, head_state, journal_config)
-
     reader = Reader(log.metadata, dirty, log.spool, downloader, ReaderConfig())
     prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 3))
     stamps = Stamps(machine.clock)
     contents = Contents(log, dirty, writer, prefetcher, stamps, ContentsConfig())
+    checkpointer = Checkpointer(
+        machine, log, uploader, downloader, head_state, contents.pause, CheckpointConfig(config.k, config.n)
+    )
+    journal = Journal(
+        machine,
+        log,
+        dirty,
+        writer,
+        uploader,
+        checkpointer,
+        grid.heads,
+        grid.history,
+        keys,
+        head_state,
+        JournalConfig(config.k, config.n, config.quorum, takes_over=options.takeover),
+    )
     namespace = Namespace(log, contents, stamps)
     trees = Trees(log, dirty, contents, namespace, journal, stamps, TreesConfig())
     files_config = FileSystemConfig(options.read_only, options.fsync, options.grid_timeout_s)
     files = FileSystem(log, dirty, writer, journal, contents, namespace, trees, capacity, files_config)
-    await nursery.start(downloader.run)
-    if not options.read_only:
-        await journal.claim(len(config.head_servers) - config.quorum + 1)
-        namespace.drop_orphans()
-        await nursery.start(log.run)
-        await nursery.start(writer.run)
-        await nursery.start(journal.run)
-        await nursery.start(trees.run)
-    await nursery.start(prefetcher.run)
-    await nursery.start(capacity.run)
-    return Parts(
+    writing = (log.run, writer.run, checkpointer.run, journal.run, trees.run)
+    parts = Parts(
         files=files,
         log=log,
         dirty=dirty,
         writer=writer,
         journal=journal,
+        checkpointer=checkpointer,
         prefetcher=prefetcher,
         downloader=downloader,
         uploader=uploader,
         capacity=capacity,
-        clients=clients,
-        roster=roster,
+        clients=grid.clients,
+        roster=grid.roster,
     )
+    return _Running(parts, (*(() if options.read_only else writing), prefetcher.run, capacity.run))

@@ -91,7 +91,7 @@ def mount(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             "-o",
-            help="ro, fsync=grid|spool, allow_other, attr_timeout=S, grid_timeout=S, memory=BYTES, "
+            help="ro, takeover, fsync=grid|spool, allow_other, attr_timeout=S, grid_timeout=S, memory=BYTES, "
             "spool=BYTES, noatime, noacl, init=own|libfuse; comma separated.",
         ),
     ] = None,

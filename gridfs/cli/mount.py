@@ -69,6 +69,8 @@ def parse_options(text: str) -> MountOptions:
                 values["read_only"] = True
             case "allow_other":
                 values["allow_other"] = True
+            case "takeover":
+                values["takeover"] = True
             case "fsync" if value in ("grid", "spool"):
                 values["fsync"] = value
             case "relatime" | "noatime":

@@ -28,6 +28,8 @@ class Barriers:
     def hold(self, number: int, ino: int) -> None:
         """Operation `number` names `ino` anew: all data written to it before must be in the grid first."""
         self._waiting.append((number, ino))
+        self._log.names_held += 1
+        self._log.names_waiting = len(self._waiting)
 
     def hold_again(self, shipped: int) -> None:
         """At the start: what the last process held back, and the grid has not."""
@@ -51,6 +53,7 @@ class Barriers:
             if not self.is_safe(ino, number - 1):
                 return number - 1
             self._waiting.popleft()
+            self._log.names_waiting = len(self._waiting)
         return self._log.number
 
     def is_safe(self, ino: int, number: int) -> bool:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from gridfs.codec.pack import max_plaintext, seal_pack
-from gridfs.files.headstate import HeadState, load_journals, save_head_state, save_journals
+from gridfs.codec.pack import max_plaintext
+from gridfs.files.headstate import Base, HeadState, load_base, save_base, save_head_state
 from gridfs.files.log import OperationLog
-from gridfs.files.writer import pack_record
+from gridfs.files.runs import store_runs
 from gridfs.grid.uploader import Uploader
 from gridfs.meta.operations import KIND_JOURNAL, Commit, PackRecord
 from gridfs.meta.records import JournalBody, encode_journal
@@ -18,7 +16,7 @@ JOURNAL_BYTES_MAX = 6 << 20
 
 
 class Gatherer:
-    """Makes journal packs, and keeps with the head log's state which there are."""
+    """Makes journal packs, and keeps with the head log's state what records rest on."""
 
     def __init__(
         self, machine: Machine, log: OperationLog, uploader: Uploader, state: HeadState, k: int, n: int
@@ -28,15 +26,18 @@ class Gatherer:
         self._uploader = uploader
         self._state = state
         self._k, self._n = k, n
-        self.journals = load_journals(log.metadata)
-        """All journal packs, oldest first."""
+        self.base = load_base(log.metadata)
         self._is_saved = True
 
-    def adopt(self, journals: list[PackRecord], gathered: int) -> None:
-        """The grid has these journal packs, with all operations up to `gathered`."""
-        self.journals = journals
+    def adopt(self, base: Base, gathered: int) -> None:
+        """The grid has these packs, with all operations up to `gathered`."""
+        self.base = base
         self._is_saved = False
         self._state.gathered = gathered
+
+    def rebase(self, checkpoint: PackRecord, number: int) -> None:
+        """Records rest on a newer checkpoint, which knows all operations up to `number`."""
+        self.adopt(self.base.with_checkpoint(checkpoint, number), max(self._state.gathered, number))
 
     def operations(self, after: int, limit: int, size: int) -> list[tuple[int, bytes]]:
         """Operations behind `after`, up to `limit`: about `size` bytes of them, one at least."""
@@ -54,19 +55,21 @@ class Gatherer:
                 self._state.gathered = limit
                 return
             last = operations[-1][0]
-            body = encode_journal(JournalBody(self.journals, self._state.gathered, last, operations))
-            key = self._machine.entropy.token(32)
-            sealed = await self._machine.offload.run(
-                partial(seal_pack, self._k, self._n, [body], pack_key=key, convergence_secret=b"")
+            body = JournalBody(list(self.base.journals), self._state.gathered, last, operations)
+            pack, _ = await store_runs(
+                self._machine,
+                self._uploader,
+                [encode_journal(body)],
+                (self._k, self._n),
+                self._state.stamp,
+                KIND_JOURNAL,
             )
-            receipt = await self._uploader.store(sealed, self._state.stamp)
-            pack = pack_record(sealed, receipt, KIND_JOURNAL)
             self._log.record(Commit(packs=[pack], extents=[]))
-            self.adopt([*self.journals, pack], last)
+            self.adopt(self.base.with_journal(last, pack), last)
 
     def save(self) -> None:
-        """State and journal packs, in one transaction."""
+        """State and base, in one transaction."""
         save_head_state(self._log.metadata, self._state)
         if not self._is_saved:
-            save_journals(self._log.metadata, self.journals)
+            save_base(self._log.metadata, self.base)
             self._is_saved = True

@@ -11,29 +11,32 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from gridfs.codec.cipher import SEGMENT_SIZE, TAG_SIZE
 from gridfs.codec.keys import KeyTree
-from gridfs.codec.pack import run_key
-from gridfs.grid.downloader import Downloader, PackRef, SegmentRead
+from gridfs.files.headstate import Base, base_of
+from gridfs.files.runs import batches, only_run, read_runs
+from gridfs.grid.downloader import Downloader
 from gridfs.grid.heads import HeadServers
-from gridfs.meta.operations import PackRecord
 from gridfs.meta.records import CarriedData, HeadBody, JournalBody, decode_journal, open_head
-from storage.client import Traffic
 from storage.errors import Corrupt
 from storage.format.head import HeadRecord, log_name
-from storage.format.share import BLOCK_SIZE, Geometry
+
+JOURNAL_BYTES_AT_ONCE = 16 << 20
+"""Bytes of journal packs that are read in one round trip."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The operations behind a number, and the journal packs they rest on."""
+    """The operations behind a number, and what the newest record rests on."""
 
     operations: list[tuple[int, bytes]]
     """(number, encoded operation), ascending; none missing."""
-    journals: list[PackRecord]
-    """All journal packs, oldest first."""
+    base: Base
     gathered: int
     """Number of the last operation in journal packs."""
+
+
+class BehindCheckpoint(Exception):
+    """What is asked for was given up when a checkpoint took its place."""
 
 
 class History:
@@ -58,7 +61,8 @@ class History:
         """All operations behind `number`, up to those of the record `newest`.
 
         Walks from the newest record back along the hashes, then into journal packs. Raises Corrupt
-        where a record is missing or damaged, and the grid's errors where a journal pack cannot be read.
+        where a record is missing or damaged, and the grid's errors where a journal pack cannot be read;
+        BehindCheckpoint where the journal does not reach back so far.
         """
         body = self.body(newest)
         pieces = [body.operations]
@@ -73,17 +77,21 @@ class History:
                 earlier = self.body(record)
                 pieces.append(earlier.operations)
                 reached, previous = earlier.after, record.previous
-        journals = await self._journals(body.journal)
-        for journal in reversed(journals):
-            if reached <= number:
-                break
-            content = await self._read(journal)
-            pieces.append(content.operations)
-            reached = content.after
+        base, journal = await self._base(body)
+        if reached > number:
+            for content in reversed(await self._journals(base, journal, number)):
+                pieces.append(content.operations)
+                reached = content.after
+        if reached > number and base.checkpoint is not None:
+            raise BehindCheckpoint(f"operations up to {reached} are in the checkpoint only")
         if reached > number:
             raise Corrupt(f"the journal lacks the operations before {reached}")
-        operations = [row for piece in reversed(pieces) for row in piece if row[0] > number]
-        return Tail(operations, journals, body.gathered)
+        operations: list[tuple[int, bytes]] = []
+        for piece in reversed(pieces):
+            # Pieces may overlap where a record or journal pack was begun before a checkpoint was finished.
+            last = operations[-1][0] if operations else number
+            operations += [row for row in piece if row[0] > last]
+        return Tail(operations, base, body.gathered)
 
     async def carried(self, newest: HeadRecord) -> list[tuple[int, CarriedData]]:
         """Data in the records up to `newest` that may be in no pack, each with its record's last operation.
@@ -106,29 +114,19 @@ class History:
             previous = record.previous
         return [(body.last, data) for body in reversed(bodies) for data in body.data]
 
-    async def _journals(self, newest: PackRecord | None) -> list[PackRecord]:
-        if newest is None:
-            return []
-        content = await self._read(newest)
-        return [*content.earlier, newest]
+    async def _base(self, body: HeadBody) -> tuple[Base, JournalBody | None]:
+        """What a record rests on, and its newest journal pack where that had to be read to know."""
+        if body.journal is None or body.earlier is not None:
+            return base_of(body, body.earlier or ()), None
+        (found,) = await read_runs(self._downloader, [only_run(body.journal)])
+        journal = decode_journal(found)
+        return base_of(body, journal.earlier), journal
 
-    async def _read(self, pack: PackRecord) -> JournalBody:
-        """The content of a journal pack, which is one run."""
-        segments = -(-pack.stream_length // BLOCK_SIZE)
-        length = pack.stream_length - TAG_SIZE * segments
-        plain = memoryview(bytearray(length))
-        ref = PackRef(pack.pack_id, Geometry(pack.k, pack.n, pack.stream_length), tuple(pack.places))
-        key = run_key(pack.key, pack.convergent, 0)
-        reads = [
-            SegmentRead(
-                ref,
-                key,
-                ordinal,
-                ordinal * BLOCK_SIZE,
-                min(SEGMENT_SIZE, length - ordinal * SEGMENT_SIZE),
-                plain[ordinal * SEGMENT_SIZE : (ordinal + 1) * SEGMENT_SIZE],
-            )
-            for ordinal in range(segments)
-        ]
-        await self._downloader.read(reads, Traffic.DEMAND)
-        return decode_journal(plain)
+    async def _journals(self, base: Base, newest: JournalBody | None, number: int) -> list[JournalBody]:
+        """The journal packs with operations behind `number`, oldest first. `newest`: if it was read."""
+        journals = base.journals if newest is None else base.journals[:-1]
+        needed = [only_run(journal.pack) for journal in journals if journal.last > number]
+        bodies: list[JournalBody] = []
+        for runs in batches(needed, JOURNAL_BYTES_AT_ONCE):
+            bodies += map(decode_journal, await read_runs(self._downloader, runs))
+        return bodies if newest is None or newest.last <= number else [*bodies, newest]

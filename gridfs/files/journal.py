@@ -7,7 +7,8 @@ in the record itself; all who wait share one record (group commit).
 
 Order rules kept here: a record never names data that is not stored (`barriers`); the first record of an
 epoch, and the first after gathering, stands for itself (`carrying`); the outbox is emptied only after W
-servers have the record that names the journal pack.
+servers have the record that names the journal pack; a checkpoint holds no operation that waits for data, and
+what the one before it needed is given up only after W servers have a record that names it.
 """
 
 from __future__ import annotations
@@ -20,23 +21,27 @@ import trio
 from gridfs.codec.keys import KeyTree, sign
 from gridfs.files.barriers import Barriers
 from gridfs.files.carrying import Carrying, Picked
+from gridfs.files.checkpointing import Checkpointer
 from gridfs.files.dirty import DirtyData
 from gridfs.files.gathering import Gatherer
-from gridfs.files.headstate import HeadState
-from gridfs.files.history import History
+from gridfs.files.headstate import CLIENT_SIZE, Base, HeadState
+from gridfs.files.history import BehindCheckpoint, History
 from gridfs.files.log import OperationLog
+from gridfs.files.rebuilding import RebuildNeeded
 from gridfs.files.restoring import restore
 from gridfs.files.writer import Writer
 from gridfs.grid.errors import GridError, NotEnoughServers
 from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.uploader import Uploader
-from gridfs.meta.operations import PackRecord
+from gridfs.meta.operations import Retire
 from gridfs.meta.records import (
     SALT_SIZE,
     HeadBody,
+    brief,
     operations_max,
     seal_head,
 )
+from gridfs.meta.store import ROOT
 from storage.errors import Conflict, StorageError
 from storage.format.head import HeadRecord, log_name, trim_signed_bytes
 from storage.ports import Machine
@@ -57,6 +62,8 @@ class JournalConfig:
     n: int
     quorum: int
     generation: int = 1
+    takes_over: bool = False
+    """Go on from what another client has written last."""
     ship_every_s: float = 5.0
     """Operations nobody waits for leave after this long."""
     retry_s: float = 0.5
@@ -73,7 +80,8 @@ class _Draft:
     size: int
     """Bytes of operations and data inside it."""
     gathered: int
-    """The last operation in the journal packs that it names."""
+    """The last operation in what it rests on."""
+    checkpointed: int
     picked: Picked
 
 
@@ -87,6 +95,7 @@ class Journal:
         dirty: DirtyData,
         writer: Writer,
         uploader: Uploader,
+        checkpointer: Checkpointer,
         heads: HeadServers,
         history: History,
         keys: KeyTree,
@@ -97,6 +106,7 @@ class Journal:
         self._log = log
         self._dirty = dirty
         self._writer = writer
+        self._checkpointer = checkpointer
         self._heads = heads
         self._history = history
         self._keys = keys
@@ -130,42 +140,43 @@ class Journal:
         return self.state.shipped
 
     @property
-    def journals(self) -> list[PackRecord]:
-        """All journal packs, oldest first."""
-        return self._gatherer.journals
+    def base(self) -> Base:
+        """The checkpoint and the journal packs that records rest on."""
+        return self._gatherer.base
 
     # ---- starting
 
     async def claim(self, enough: int) -> None:
         """Claim an epoch of our own. Returns with `enough` answers, the quorum or not.
 
-        Raises NotEnoughServers with fewer answers, TakenOver if the newest record is another client's.
+        Raises NotEnoughServers with fewer answers, TakenOver if the newest record is another client's,
+        RebuildNeeded where this machine's metadata cannot be brought up to date.
         """
-        mine = self.state.mount_id
-        if mine == bytes(16):
-            mine = self._machine.entropy.token(16)
+        was_new, knows = self.state.is_new, frozenset(self.state.runs)
+        self.state.begin_run(self._machine.entropy.token(16))
         epoch, step = self.state.epoch + 1, 1
         while True:
             # Durable before it is used: after a crash, of the machine too, the newest record must be known
             # as our own, and an epoch must not begin twice.
-            self.state.epoch, self.state.mount_id = epoch, mine
+            self.state.epoch = epoch
             self._gatherer.save()
             await self._log.settle()
-            claim = await self._heads.claim(self._keys.verifying_key, epoch, mine)
+            claim = await self._heads.claim(self._keys.verifying_key, epoch, self.state.mount_id)
             if claim.promises + claim.refused < enough:
                 raise NotEnoughServers("asking the head servers", claim.promises, enough)
             if not claim.refused:
                 break
             epoch, step = epoch + step, step * 2
-        await self._adopt(claim)
+        await self._adopt(claim, was_new, knows)
         self._barriers.hold_again(self.state.shipped)
         self.claimed = claim.promises >= self._config.quorum
         self._begins = True
 
-    async def _adopt(self, claim: Claim) -> None:
+    async def _adopt(self, claim: Claim, was_new: bool, knows: frozenset[bytes]) -> None:
         """Take over the newest record; a local state that is older is rolled forward first.
 
         What it says counts as shipped where W servers are known to have it, else it is shipped again.
+        `knows`: mount ids of this folder's own runs.
         """
         state, newest = self.state, claim.newest
         if newest is None:
@@ -173,22 +184,20 @@ class Journal:
                 logger.warning("the head servers that answered know no record of this file system")
             return
         body = self._history.body(newest)
-        is_known = newest.record_hash() == state.previous
-        if newest.mount_id != state.mount_id and not is_known and self._log.number > state.shipped:
-            raise TakenOver(
-                "another client has written this file system since it was last mounted here, and this "
-                f"machine still holds {self._log.number - state.shipped} operations of its own"
-            )
-        if newest.sequence < state.sequence and newest.mount_id == state.mount_id:
+        is_latest = newest.record_hash() == state.previous
+        is_known = is_latest or newest.mount_id in knows
+        if newest.sequence < state.sequence:
             return  # those who answered have older records than W servers took from us
+        if not is_known and not was_new:
+            self._check_stranger(newest, body)
         is_ahead = body.last > self._log.number
-        carried = [] if is_known and self._is_settled else await self._history.carried(newest)
+        carried = [] if is_latest and self._is_settled else await self._history.carried(newest)
         if is_ahead:
-            await self._roll_forward(newest)
+            await self._roll_forward(newest, body, keeps_spool=is_known)
         if carried:
             self._carrying.restored(restore(self._log, self._dirty, carried))
         state.sequence = newest.sequence
-        if is_known or claim.holders >= self._config.quorum:
+        if is_latest or claim.holders >= self._config.quorum:
             state.shipped = max(state.shipped, body.last)
         state.previous = newest.record_hash()
         self._gatherer.save()
@@ -199,12 +208,37 @@ class Journal:
             await self._log.settle()
         self._is_settled = True
 
-    async def _roll_forward(self, newest: HeadRecord) -> None:
-        tail = await self._history.behind(newest, self._log.number)
+    def _check_stranger(self, newest: HeadRecord, body: HeadBody) -> None:
+        """The newest record is of no run of this folder: of another client, or of a copy of this folder that
+        went on after the copy was made. Then only what the grid has is certain here: what was shipped.
+        """
+        own = self._log.number - self.state.shipped
+        if newest.mount_id[:CLIENT_SIZE] != self.state.client and not self._config.takes_over:
+            rest = f"; {own} operations here are not in the grid (gridfs spool export)" if own else ""
+            raise TakenOver(
+                "another client has written this file system since it was last mounted here: "
+                f"mount with -o takeover to go on from what it wrote, and to shut it out{rest}"
+            )
+        if own:
+            reason = f"the grid has another history, {own} operations of this machine are set aside"
+            raise self._rebuild_needed(reason, newest, body, keeps_spool=False)
+
+    def _rebuild_needed(
+        self, reason: str, newest: HeadRecord, body: HeadBody, *, keeps_spool: bool
+    ) -> RebuildNeeded:
+        root = self._log.metadata.inode(ROOT)
+        assert root is not None
+        return RebuildNeeded(reason, newest, body, root, keeps_spool=keeps_spool)
+
+    async def _roll_forward(self, newest: HeadRecord, body: HeadBody, *, keeps_spool: bool) -> None:
+        try:
+            tail = await self._history.behind(newest, self._log.number)
+        except BehindCheckpoint as error:
+            raise self._rebuild_needed(str(error), newest, body, keeps_spool=keeps_spool) from None
         logger.warning("the grid is ahead of this machine by %d operations", len(tail.operations))
         for number, encoded in tail.operations:
             self._dirty.replay(number, self._log.adopt(number, encoded), None, 0)
-        self._gatherer.adopt(tail.journals, tail.gathered)
+        self._gatherer.adopt(tail.base, tail.gathered)
 
     # ---- shipping
 
@@ -255,6 +289,7 @@ class Journal:
                 self._carrying.give_up()
                 logger.error("this mount lost the file system to another one: %s", error)
             except (GridError, StorageError, OSError) as error:
+                self._checkpointer.relax()
                 # A head server may have been away when the epoch was claimed: then it knows nothing of it.
                 self.claimed = False
                 if isinstance(error, Conflict) and not self._contested:
@@ -273,7 +308,7 @@ class Journal:
 
     async def _turn(self) -> None:
         """Wait until something is to be shipped, and ship it."""
-        if not self._is_wanted:
+        if not self._is_wanted and not self._checkpointer.presses:
             await self._sleep()
         limit = self._barriers.limit()
         if limit < self._log.number:
@@ -282,6 +317,11 @@ class Journal:
             await self._ship()
         elif limit < self._log.number:
             await self._writer.progressed()  # held back by data that is on its way
+        if self._checkpointer.is_due(self.base):
+            if self._barriers.limit() == self._log.number:
+                self._checkpointer.begin()
+            else:
+                self._checkpointer.press()
 
     @property
     def _is_wanted(self) -> bool:
@@ -300,7 +340,7 @@ class Journal:
         if claim.promises < self._config.quorum:
             raise NotEnoughServers("claiming the head log", claim.promises, self._config.quorum)
         if self._draft is None:
-            await self._adopt(claim)
+            await self._adopt(claim, False, frozenset(self.state.runs))
             self._begins = True
         self.claimed = True
 
@@ -316,6 +356,7 @@ class Journal:
         state.sequence = draft.record.sequence
         state.previous = draft.record.record_hash()
         state.shipped = max(state.shipped, draft.last)
+        state.runs = [state.mount_id]
         self._begins = False
         self._carrying.landed(draft.picked)
         self._count(draft.size)
@@ -323,10 +364,22 @@ class Journal:
         if emptied:
             self._log.metadata.drop_outbox(draft.gathered)
             state.emptied = draft.gathered
-        # In one transaction with the outbox: what it lacks is in journal packs we know of.
+        # In one transaction with the outbox: what it lacks is in packs we know of.
         self._gatherer.save()
+        self._settle_checkpoint(draft.checkpointed)
         if emptied:
             await self._trim()
+
+    def _settle_checkpoint(self, named: int) -> None:
+        """W servers have a record that names the checkpoint of operation `named`: what it replaced may go."""
+        made = self._checkpointer.made
+        if made is None or made.number != named:
+            return
+        metadata = self._log.metadata
+        metadata.finish_checkpoint(made.ranges, made.parts)
+        self._checkpointer.made = None
+        if superseded := metadata.superseded(self.base.packs):
+            self._log.record(Retire(superseded))
 
     def _count(self, size: int) -> None:
         """Ask the writer for what records carry, so that little is left to be carried again when they are
@@ -339,6 +392,12 @@ class Journal:
     async def _compose(self) -> _Draft | None:
         """The next record; None if there is nothing to say, or if data has to be stored first."""
         state = self.state
+        made = self._checkpointer.made
+        if made is not None and made.number > self.base.checkpointed:
+            await self._log.settle()  # or the loss of power would leave metadata older than any journal pack
+            self._gatherer.rebase(made.root, made.number)
+            self._begins = True
+            self._record_bytes = 0
         room = operations_max(len(self._heads.servers), self._config.n)
         while True:
             limit = self._barriers.limit()
@@ -361,7 +420,7 @@ class Journal:
         if not operations and not picked.up_to and not self._begins:
             return None
         record = self._sign(after, limit, operations, picked)
-        return _Draft(record, limit, size + picked.size, state.gathered, picked)
+        return _Draft(record, limit, size + picked.size, state.gathered, self.base.checkpointed, picked)
 
     def _sign(self, after: int, last: int, operations: list[tuple[int, bytes]], picked: Picked) -> HeadRecord:
         state, config = self.state, self._config
@@ -371,12 +430,15 @@ class Journal:
             quorum=config.quorum,
             after=after,
             last=last,
-            journal=self.journals[-1] if self.journals else None,
+            journal=self.base.newest,
             gathered=state.gathered,
             operations=operations,
             begins=picked.begins,
             carries=self._carrying.carries(picked),
             data=self._carrying.data(picked),
+            checkpoint=self.base.checkpoint,
+            checkpointed=self.base.checkpointed,
+            earlier=brief(self.base.journals[:-1]),
         )
         sequence = state.sequence + 1
         salt = self._machine.entropy.token(SALT_SIZE)

@@ -15,6 +15,7 @@ import trio
 
 from gridfs.files.overlay import Source
 from gridfs.files.spool import Replayed, Spool
+from gridfs.meta.checkpoints import Snapshot
 from gridfs.meta.operations import Operation, decode, encode
 from gridfs.meta.store import Metadata, checkpoint_on_own_connection
 from storage.errors import Exhausted, Unavailable
@@ -51,6 +52,12 @@ class OperationLog:
         self._pending = 0
         self._wake = trio.Event()
         self._durable_wanted = trio.Event()
+        self._committing = trio.Lock()
+        """Held while the metadata are made durable: nothing is committed then that the spool lacks."""
+        self.names_waiting = 0
+        """Operations that gave a name to data which are not in the grid yet; see `barriers`."""
+        self.names_held = 0
+        """All of them since the start."""
         self.room_freed = trio.Event()
         """Set and replaced whenever slots of the spool became free."""
 
@@ -87,6 +94,13 @@ class OperationLog:
         self.number = number
         return operation
 
+    def begin_checkpoint(self) -> Snapshot:
+        """A snapshot of the metadata after the last operation; the caller closes it."""
+        has_second = self._machine.disk.sqlite_vfs is None
+        snapshot = self.metadata.begin_checkpoint(self._database if has_second else None)
+        self.commit()
+        return snapshot
+
     def commit(self) -> None:
         """End the metadata transaction now."""
         if self.metadata.in_transaction:
@@ -109,7 +123,8 @@ class OperationLog:
                 await self._guarded(self._turn)
 
     async def _turn(self) -> None:
-        self.commit()
+        async with self._committing:
+            self.commit()
         self.reclaim()
         while self.metadata.work(2000):
             await trio.lowlevel.checkpoint()
@@ -140,8 +155,7 @@ class OperationLog:
 
     async def make_durable(self) -> None:
         """Everything recorded so far is durable in the metadata when this returns."""
-        self.commit()
-        upto = self._committed
+        upto = self.number
         if upto > self.spool.durable and not await self._checkpoint():
             return  # somebody reads an old snapshot: the next turn tries again
         if self.spool.reclaim(upto):
@@ -153,12 +167,20 @@ class OperationLog:
 
         Raises Unavailable where somebody else reads the database just then; nobody does while mounting.
         """
-        self.commit()
         if not await self._checkpoint():
             raise Unavailable("the metadata database is in use by somebody else")
 
     async def _checkpoint(self) -> bool:
-        if self._machine.disk.sqlite_vfs is None:
-            return await self._machine.offload.run(checkpoint_on_own_connection, self._database)
-        # Such a disk has no shared memory for a second connection.
-        return self.metadata.make_durable()
+        """A name that took another's place must not outlive the loss of power without its data: where the
+        grid has not got these yet, the spool is made durable before the metadata."""
+        async with self._committing:
+            while self.names_waiting:
+                held = self.names_held
+                await self.spool.sync()
+                if self.names_held == held:
+                    break
+            self.commit()
+            if self._machine.disk.sqlite_vfs is None:
+                return await self._machine.offload.run(checkpoint_on_own_connection, self._database)
+            # Such a disk has no shared memory for a second connection.
+            return self.metadata.make_durable()

@@ -26,6 +26,7 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from gridfs.files.aside import set_aside
 from gridfs.files.overlay import Source
 from storage.errors import Corrupt, Exhausted, Refused
 from storage.ports import Buffer, File, Machine
@@ -151,7 +152,7 @@ class Spool:
             if broken:
                 logger.error("spool slot %d does not follow the one before it and is set aside", slot.index)
                 slot.file.close()
-                self._disk.replace(self._path(slot.index), self._path(slot.index) + ".aside")
+                set_aside(self._disk, self._path(slot.index))
                 continue
             self._generation = slot.generation
             self._slots.append(slot)
@@ -199,6 +200,14 @@ class Spool:
             self.live_bytes += data_length
             source = Source(slot.index, data_at) if data_length else None
             yield Replayed(number, operation, source, data_length)
+
+    def set_aside(self) -> None:
+        """Rename every slot, so that nothing in them is replayed; the spool is closed then."""
+        self.close()
+        for name in self._disk.names(self._directory):
+            if name.endswith(".spool"):
+                set_aside(self._disk, f"{self._directory}/{name}")
+        self._disk.sync_directory(self._directory)
 
     # ---- appending
 

@@ -9,14 +9,14 @@ in between leaves both as they are, and the next checkpoint does it all again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import apsw
 
 from gridfs.meta import schema
 from gridfs.meta.operations import KIND_DATA, PackRecord
 from gridfs.meta.packs import Packs
-from gridfs.meta.ranges import ROOT_VERSION, PartPlace, Root, Row, decode_part, encode_parts
+from gridfs.meta.ranges import ROOT_VERSION, KeptPart, PartPlace, Root, Row, decode_part, encode_parts
 from gridfs.meta.rows import Pack, Sealer
 from gridfs.meta.schema import BUCKET_BITS, FAMILIES, Table
 
@@ -25,19 +25,6 @@ SPARSE = 4
 
 Range = tuple[int, int]
 """Family and bucket."""
-
-
-class KeptPart(NamedTuple):
-    """One part of a range in the newest checkpoint."""
-
-    family: int
-    bucket: int
-    part: int
-    pack: bytes
-    """Pack id."""
-    run: int
-    run_offset: int
-    run_length: int
 
 
 class Snapshot:
@@ -56,7 +43,7 @@ class Snapshot:
         self._packs.forget()
         self.number = self._state.applied
         self._counters = schema.get_state(database)
-        self._kept = [KeptPart(*row) for row in database.execute(_KEPT)]
+        self._kept = [KeptPart(*row) for row in database.execute("SELECT * FROM kept ORDER BY 1, 2, 3")]
         self.ranges = [(family, bucket) for family, bucket in database.execute(_RANGES, (SPARSE,))]
         """Ranges to be written anew, ascending."""
         self._parts = self._read()
@@ -134,16 +121,13 @@ class Snapshot:
             yield *row[:sealed], self._sealer.open(row[sealed]), *row[sealed + 1 :]
 
 
-_KEPT = (
-    "SELECT k.family, k.bucket, k.part, p.pack_id, k.run, k.run_offset, k.run_length"
-    " FROM kept k JOIN pack p ON p.ref = k.pack ORDER BY k.family, k.bucket, k.part"
-)
-
 # Besides what changed: what lies in packs that another client has given up, or that are hardly used.
 _RANGES = (
     "SELECT family, bucket FROM taken UNION"
-    " SELECT family, bucket FROM kept WHERE pack IN (SELECT pack FROM garbage) UNION"
-    " SELECT family, bucket FROM kept WHERE pack IN (SELECT k.pack FROM kept k JOIN pack p ON p.ref = k.pack"
+    " SELECT family, bucket FROM kept LEFT JOIN pack p ON p.pack_id = pack"
+    " WHERE p.ref IS NULL OR p.ref IN (SELECT pack FROM garbage) UNION"
+    " SELECT family, bucket FROM kept WHERE pack IN"
+    " (SELECT k.pack FROM kept k JOIN pack p ON p.pack_id = k.pack"
     " WHERE NOT EXISTS (SELECT 1 FROM taken t WHERE t.family = k.family AND t.bucket = k.bucket)"
     " GROUP BY k.pack HAVING sum(k.run_length) * ? < max(p.stream_length)) ORDER BY 1, 2"
 )
@@ -175,20 +159,17 @@ class Checkpoints:
         self._database.execute("INSERT OR IGNORE INTO taken SELECT family, bucket FROM touched")
         self._database.execute("DELETE FROM touched")
 
-    def finish(self, ranges: Sequence[Range], parts: Sequence[tuple[KeptPart, int]]) -> None:
-        """It is stored: `ranges` were written anew, as `parts`, each with the reference of its pack."""
+    def finish(self, ranges: Sequence[Range], parts: Sequence[KeptPart]) -> None:
+        """It is stored: `ranges` were written anew, as `parts`."""
         self._database.execute("DELETE FROM taken")
         self._database.executemany("DELETE FROM kept WHERE family = ? AND bucket = ?", ranges)
-        self._database.executemany(
-            "INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(*kept[:3], ref, *kept[4:]) for kept, ref in parts],
-        )
+        self._database.executemany("INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?)", parts)
 
     def superseded(self, in_use: Sequence[bytes]) -> list[bytes]:
         """Ids of journal and checkpoint packs that neither the newest checkpoint nor `in_use` names."""
         rows = self._database.execute(
             "SELECT pack_id FROM pack WHERE kind != ? AND ref NOT IN (SELECT pack FROM garbage)"
-            " AND ref NOT IN (SELECT pack FROM kept) ORDER BY ref",
+            " AND pack_id NOT IN (SELECT pack FROM kept) ORDER BY ref",
             (KIND_DATA,),
         )
         used = set(in_use)
@@ -226,15 +207,16 @@ class Loader:
         """Everything is in: make the format's marks, and all of it durable. For a worker thread."""
         try:
             with self._database:
+                Checkpoints(self._database).finish([], self._root.kept())
                 schema.finish_tables(self._database, self._root.state)
             schema.checkpoint(self._database)
+            self._database.close()
         except apsw.Error as error:
             raise schema.failure(error) from error
-        finally:
-            self.close()
 
-    def close(self) -> None:
-        self._database.close()
+    def give_up(self) -> None:
+        """Leave what is there unfinished, whatever became of the disk."""
+        self._database.close(True)
 
     def _sealed(self, table: Table, rows: Sequence[Row]) -> list[Row]:
         at = table.columns.index("sealed_key")

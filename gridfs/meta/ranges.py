@@ -8,7 +8,7 @@ so that the next checkpoint writes only the ranges that changed. SPEC.md has the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,19 @@ PART_BYTES = 1 << 20
 _ROW_COST = 40
 
 Row = Sequence[Any]
+
+
+class KeptPart(NamedTuple):
+    """One part of a range in the newest checkpoint."""
+
+    family: int
+    bucket: int
+    part: int
+    pack: bytes
+    """Pack id."""
+    run: int
+    run_offset: int
+    run_length: int
 
 
 class PartPlace(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -50,6 +63,21 @@ class Root(msgspec.Struct, frozen=True, array_like=True, gc=False):
     packs: list[PackRecord]
     parts: list[PartPlace]
     """By family, bucket and part."""
+
+    def kept(self) -> list[KeptPart]:
+        """The parts with the ids of their packs."""
+        return [
+            KeptPart(
+                place.family,
+                place.bucket,
+                place.part,
+                self.packs[place.pack].pack_id,
+                place.run,
+                place.run_offset,
+                place.run_length,
+            )
+            for place in self.parts
+        ]
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,13 +1,15 @@
 """What head log records and journal packs say, sealed and opened. Pure.
 
-A record carries the operations since the newest journal pack or since the record before it in the same
-epoch; the first record of an epoch carries everything since the newest journal pack, so it stands for
-itself and for whatever the epoch before left on too few servers. SPEC.md has the fields.
+A record carries the operations since the newest journal pack (or the checkpoint, where that is newer) or
+since the record before it in the same epoch; the first record of an epoch carries everything since the
+newest journal pack, so it stands for itself and for whatever the epoch before left on too few servers.
+SPEC.md has the fields.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -24,6 +26,7 @@ RECORD_BODY_MAX = 60 << 10
 """Bytes of a record's body, so that the sealed record stays below the head log's 64 KiB."""
 _SERVER_SIZE = 40
 """Bytes that naming a server takes at most, and the number of a missing share beside it."""
+_EARLIER_BYTES_MAX = 6 << 10
 _ADDRESS = struct.Struct("<HQQ")
 
 
@@ -35,6 +38,14 @@ class CarriedData(msgspec.Struct, frozen=True, array_like=True, gc=False):
     number: Count
     """Of the Write that brought them."""
     data: bytes
+
+
+class Journaled(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A journal pack that is needed: it has operations that the checkpoint does not know."""
+
+    last: Count
+    """Number of its last operation."""
+    pack: PackRecord
 
 
 class HeadBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -60,13 +71,19 @@ class HeadBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
     carries: bool
     """Whether data in records, from the last that begins to this one, may be in no pack yet."""
     data: list[CarriedData]
+    checkpoint: PackRecord | None = None
+    """Root pack of the newest checkpoint, if there is any."""
+    checkpointed: Count = 0
+    """Number of the last operation that it knows; journal packs up to there are needed no more."""
+    earlier: list[Journaled] | None = None
+    """What the newest journal pack names as earlier ones, for readers far away; None where it is too much."""
 
 
 class JournalBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The plaintext of a journal pack."""
 
-    earlier: list[PackRecord]
-    """All earlier journal packs, oldest first."""
+    earlier: list[Journaled]
+    """All earlier journal packs since the checkpoint, oldest first."""
     after: Count
     last: Count
     operations: list[tuple[int, bytes]]
@@ -79,7 +96,13 @@ _journal = msgspec.msgpack.Decoder(JournalBody)
 
 def operations_max(head_servers: int, n: int) -> int:
     """Bytes of operations and data, 16 an operation and 40 a piece counted besides, that fit into a body."""
-    return RECORD_BODY_MAX - _SERVER_SIZE * (head_servers + n)
+    return RECORD_BODY_MAX - _EARLIER_BYTES_MAX - _SERVER_SIZE * (head_servers + 2 * n)
+
+
+def brief(earlier: Sequence[Journaled]) -> list[Journaled] | None:
+    """Journal packs as a record names them; None for more than its room for them takes."""
+    size = sum(_SERVER_SIZE * (len(journal.pack.places) + 4) for journal in earlier)
+    return list(earlier) if size <= _EARLIER_BYTES_MAX else None
 
 
 def seal_head(body: HeadBody, journal_key: bytes, salt: bytes, epoch: int, sequence: int) -> bytes:

@@ -72,7 +72,7 @@ CREATE TABLE taken (
     family INTEGER NOT NULL, bucket INTEGER NOT NULL, PRIMARY KEY (family, bucket)
 ) WITHOUT ROWID, STRICT;
 CREATE TABLE kept (
-    family INTEGER NOT NULL, bucket INTEGER NOT NULL, part INTEGER NOT NULL, pack INTEGER NOT NULL,
+    family INTEGER NOT NULL, bucket INTEGER NOT NULL, part INTEGER NOT NULL, pack BLOB NOT NULL,
     run INTEGER NOT NULL, run_offset INTEGER NOT NULL, run_length INTEGER NOT NULL,
     PRIMARY KEY (family, bucket, part)
 ) WITHOUT ROWID, STRICT;
@@ -222,7 +222,7 @@ def create(path: str, vfs: str | None) -> apsw.Connection:
                 raise Refused(f"{path} is a database of something else")
             _configure(database)
         except BaseException:
-            database.close()
+            database.close(True)
             raise
     except apsw.Error as error:
         raise failure(error, path) from error
@@ -267,10 +267,10 @@ def open_existing(path: str, vfs: str | None) -> apsw.Connection:
             )
         _configure(database)
     except apsw.Error as error:
-        database.close()
+        database.close(True)
         raise failure(error, path) from error
     except BaseException:
-        database.close()
+        database.close(True)
         raise
     return database
 

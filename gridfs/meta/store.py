@@ -21,13 +21,14 @@ import apsw
 from gridfs.meta import schema
 from gridfs.meta.bodies import Bodies
 from gridfs.meta.checking import find_problems
-from gridfs.meta.checkpoints import Checkpoints, KeptPart, Range, Snapshot
+from gridfs.meta.checkpoints import Checkpoints, Range, Snapshot
 from gridfs.meta.clones import Clones
 from gridfs.meta.commits import Commits
 from gridfs.meta.namespace import Namespace, make_root
 from gridfs.meta.operations import Attach, Clone, Commit, Detach, Operation, Retire
 from gridfs.meta.outbox import Outbox
 from gridfs.meta.packs import Packs, key_hash
+from gridfs.meta.ranges import KeptPart
 from gridfs.meta.rows import ROOT, Entry, Extent, Garbage, Inode, Listed, Pack, Sealer, Totals
 from gridfs.meta.schema import State, checkpoint_on_own_connection, translated
 from gridfs.meta.tree import Tree
@@ -99,10 +100,10 @@ class Metadata:
             schema.checkpoint(database)
             return cls(database, sealer)
         except apsw.Error as error:
-            database.close()
+            database.close(True)
             raise schema.failure(error, path) from error
         except BaseException:
-            database.close()
+            database.close(True)
             raise
 
     @classmethod
@@ -117,10 +118,10 @@ class Metadata:
         try:
             return cls(database, sealer)
         except apsw.Error as error:
-            database.close()
+            database.close(True)
             raise schema.failure(error, path) from error
         except BaseException:
-            database.close()
+            database.close(True)
             raise
 
     @translated
@@ -368,12 +369,10 @@ class Metadata:
 
     @translated
     def finish_checkpoint(self, ranges: Sequence[Range], parts: Sequence[KeptPart]) -> None:
-        """The checkpoint is stored and named in the grid; in the open transaction. Its packs are known."""
-        refs = [(part, self._packs.find_pack(part.pack)) for part in parts]
-        step = partial(
-            self._checkpoints.finish, ranges, [(part, ref) for part, ref in refs if ref is not None]
+        """The checkpoint is stored and named in the grid; in the open transaction."""
+        self._change(
+            partial(self._checkpoints.finish, ranges, parts), partial(self.finish_checkpoint, ranges, parts)
         )
-        self._change(step, partial(self.finish_checkpoint, ranges, parts))
 
     @translated
     def superseded(self, in_use: Sequence[bytes]) -> list[bytes]:

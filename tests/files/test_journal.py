@@ -110,12 +110,12 @@ def test_operations_behind_any_number_are_read_back() -> None:
             heads, history = reader(parts, servers)
             newest = (await heads.records())[-1]
             last = history.body(newest).last
-            assert parts.journal.journals, "nothing was gathered"
+            assert parts.journal.base.journals, "nothing was gathered"
             for number in (0, 1, 399, 1000, 3000, last - 1, last):
                 tail = await history.behind(newest, number)
                 numbers = [found for found, _ in tail.operations]
                 assert numbers == list(range(number + 1, last + 1))
-                assert tail.journals == parts.journal.journals
+                assert tail.base == parts.journal.base
             assert isinstance(decode((await history.behind(newest, 0)).operations[0][1]), Make)
 
         await client.session(session)

@@ -234,7 +234,7 @@ def test_a_lost_slot_ends_the_log_and_the_rest_is_set_aside(tmp_path: Path) -> N
     files[1].unlink()
     again, found = opened(tmp_path)
     assert [item.number for item in found] == [1, 2, 3]
-    assert files[2].with_name(files[2].name + ".aside").exists()
+    assert files[2].with_name(files[2].name + ".aside-1").exists()
     again.close()
 
 

@@ -18,10 +18,12 @@ import trio
 from gridfs.assembly import Parts
 from gridfs.files.journal import TakenOver
 from storage.errors import Unavailable
-from tests.simulation.filesystem import OPTIONS, Client, Servers, Shell, gauges, start_servers
+from tests.simulation.filesystem import HOME, OPTIONS, SPOOL, Client, Servers, Shell, gauges, start_servers
 from tests.simulation.machine import World, run_world
 from tests.simulation.pipe import Link
 from tests.simulation.runner import chance
+
+TAKEOVER = dataclasses.replace(OPTIONS, takeover=True)
 
 
 def content(size: int, mark: int = 0) -> bytes:
@@ -240,8 +242,23 @@ def test_a_second_client_takes_over_and_the_first_becomes_read_only_and_says_so(
                 assert_all_is_stored(new)
         expected = {"shared": content(10_000, 2), "further": content(500, 4)}
         assert await second.session(lambda parts: Shell(parts).tree()) == expected
-        with pytest.raises(TakenOver, match="still holds"):
+        with pytest.raises(TakenOver, match="operations here are not in the grid"):
             await first.session(lambda parts: Shell(parts).tree())
+        # Asked to, it goes on from what the other wrote; its own is set aside, metadata and spool.
+        assert await first.session(lambda parts: Shell(parts).tree(), TAKEOVER) == expected
+        disk = world.boot(first.node).disk
+        aside = [name for name in (*disk.names(HOME), *disk.names(SPOOL)) if ".aside-1" in name]
+        world.kill(first.node)
+        assert any("metadata" in name for name in aside)
+        assert any("spool" in name for name in aside)
+
+        async def write(parts: Parts) -> None:
+            await Shell(parts).write("again", b"mine")
+            await parts.files.drain()
+
+        await first.session(write, TAKEOVER)
+        with pytest.raises(TakenOver):
+            await second.session(lambda parts: Shell(parts).tree())
 
     run_world(1, scenario)
 
@@ -261,7 +278,7 @@ def test_a_client_that_left_nothing_behind_comes_back_after_another() -> None:
                 await shell.write(name, data)
                 await shell.files.drain()
 
-            await client.session(work)
+            await client.session(work, TAKEOVER)
             expected[name] = data
 
     run_world(1, scenario)
@@ -332,7 +349,7 @@ def test_many_operations_go_into_journal_packs_and_come_back_to_an_empty_client(
                 await shell.fsync(names[start])
             await shell.files.drain()
             assert_all_is_stored(parts)
-            return len(parts.journal.journals)
+            return len(parts.journal.base.journals)
 
         packs = await client.session(work)
         assert packs is not None
