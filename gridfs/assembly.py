@@ -14,6 +14,7 @@ import trio
 from blake3 import blake3
 
 from gridfs.codec.cipher import open_blob, seal_blob
+from gridfs.codec.headkeys import HeadKeys
 from gridfs.codec.keys import KeyTree
 from gridfs.config import Config
 from gridfs.files.contents import Contents, ContentsConfig
@@ -37,9 +38,9 @@ from gridfs.grid.downloader import Downloader
 from gridfs.grid.heads import HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.grid.uploader import Uploader
+from gridfs.meta.records import Settings
 from gridfs.meta.store import Metadata
 from storage.client import StorageClient
-from storage.format.head import log_name
 from storage.ports import Entropy, Machine
 
 _SPOOL_KEY = "gridfs 2026 spool key"
@@ -105,12 +106,15 @@ async def open_filesystem(
     database: str,
     spool_directory: str,
     options: MountOptions,
+    former: tuple[KeyTree, ...] = (),
 ) -> AsyncIterator[Parts]:
     """Open a file system and run it until the block is left; what is not in the grid stays in the spool.
 
-    Replays the spool, claims the head log, and starts every component. Raises NotEnoughServers where
-    too few head servers answer, TakenOver, and the storage errors of a damaged database or spool.
+    Replays the spool, claims the head log, and starts every component. `former`: keys of older generations
+    whose records may still be the newest. Raises NotEnoughServers where too few head servers answer,
+    TakenOver, and the storage errors of a damaged database or spool.
     """
+    heads = head_keys(config, keys, former)
     sealer = LocalSealer(keys.local_key, machine.entropy)
     metadata = Metadata.open(database, sealer, vfs=machine.disk.sqlite_vfs)
     spool_key = blake3(keys.local_key, derive_key_context=_SPOOL_KEY).digest()
@@ -121,7 +125,7 @@ async def open_filesystem(
         head_state = load_head_state(metadata)
         replay(log, dirty, head_state.emptied)
         async with trio.open_nursery() as nursery:
-            parts = await _start(machine, config, roster, keys, options, log, dirty, head_state, nursery)
+            parts = await _start(machine, config, roster, heads, options, log, dirty, head_state, nursery)
             yield parts
             nursery.cancel_scope.cancel()
         log.commit()
@@ -132,11 +136,17 @@ async def open_filesystem(
             spool.close()
 
 
+def head_keys(config: Config, keys: KeyTree, former: tuple[KeyTree, ...] = ()) -> HeadKeys:
+    """As whom a file system's client speaks to the head servers."""
+    first_key = config.first_key or keys.verifying_key
+    return HeadKeys(keys, first_key, config.recovery_public, config.succession, former)
+
+
 async def _start(
     machine: Machine,
     config: Config,
     roster: Roster,
-    keys: KeyTree,
+    keys: HeadKeys,
     options: MountOptions,
     log: OperationLog,
     dirty: DirtyData,
@@ -154,13 +164,22 @@ async def _start(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server
     )
     capacity = Capacity(clients, CapacityConfig(config.k, config.n))
-    heads = HeadServers(clients, config.head_servers, roster, log_name(keys.verifying_key))
+    heads = HeadServers(clients, config.head_servers, roster, keys.log)
 
     sealed_bytes = options.memory_bytes * 3 // 10
-    writer_config = WriterConfig(config.k, config.n, keys.convergence_secret, sealed_bytes_max=sealed_bytes)
+    secret = keys.tree.convergence_secret
+    writer_config = WriterConfig(config.k, config.n, secret, sealed_bytes_max=sealed_bytes)
     freezer = Freezer(log, dirty, FreezeConfig(config.k))
     writer = Writer(machine, log, dirty, uploader, freezer, lambda: head_state.stamp, writer_config)
-    journal_config = JournalConfig(config.k, config.n, config.quorum)
+    settings = Settings(
+        config.file_system,
+        config.k,
+        config.n,
+        config.happy,
+        config.shares_per_server,
+        config.recovery_public,
+    )
+    journal_config = JournalConfig(config.k, config.n, config.quorum, settings, config.head_generation)
     history = History(heads, downloader, keys)
     journal = Journal(machine, log, dirty, writer, uploader, heads, history, keys, head_state, journal_config)
 

@@ -75,6 +75,7 @@ def create_filesystem(request: CreateRequest) -> None:
         head_servers=head_servers(roster, request.n, happy),
         recovery_public=recovery.public,
         passphrase_command=request.passphrase_command,
+        first_key=KeyTree(recovery.master).verifying_key,
     )
     key_file, protection = _key_file(machine, recovery.master, request.passphrase_command)
     _write(folder, config, text, key_file, recovery, machine)

@@ -1,6 +1,6 @@
 """The key tree of a file system, its key file, and the recovery key.
 
-    recovery key  (never kept on the client)   signs which head signing key is current; wraps the master key
+    recovery key  (never kept on the client)  ->  first master key; endorses successors and wraps their keys
     master key    (in the key file)  ->  local key (seals what lies on this machine), head signing seed
                                      ->  read key  ->  journal key, metadata key, convergence secret
 
@@ -11,21 +11,24 @@ derive_key mode under a context of its own (SPEC.md lists them). All entropy is 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
 from blake3 import blake3
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gridfs.codec.cipher import KEY_SIZE, NONCE_SIZE, open_blob, seal_blob
 from storage.errors import Corrupt
+from storage.format.head import SIGNATURE_SIZE, Succession, log_name
 
 KEY_FILE_VERSION = 1
 SALT_SIZE = 16
+MASTERS_MAX = 64
+"""Master keys in a succession: the newest record, which they are to open, is of one of the last."""
 
 _READ = "gridfs 2026 read key"
 _LOCAL = "gridfs 2026 local key"
@@ -37,7 +40,6 @@ _CHECK = "gridfs 2026 master key check"
 _RECOVERY_CHECK = "gridfs 2026 recovery key check"
 _RECOVERY_MASTER = "gridfs 2026 master key of a recovery key"
 _RECOVERY_WRAP = "gridfs 2026 recovery wrapping key"
-_ENDORSEMENT = b"gridfs 2026 endorsement of a head signing key\n"
 
 _RECOVERY_PREFIX = "gridfs-recovery"
 _RECOVERY_CHECK_SIZE = 3
@@ -130,7 +132,7 @@ class KeyTree:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryKey:
-    """The key on paper: endorses the head signing key that is current and opens a wrapped master key."""
+    """The key on paper: the first master key follows from it, and it alone makes successors."""
 
     seed: bytes = field(repr=False)
     """32 bytes of entropy: an Ed25519 seed."""
@@ -172,20 +174,37 @@ class RecoveryKey:
             raise BadKeyFile("the recovery key has a typing error: its checksum does not fit")
         return cls(seed)
 
-    def endorse(self, generation: int, verifying_key: bytes) -> bytes:
-        """Sign (64 bytes) that `verifying_key` is the head signing key of this generation (0, 1, ...)."""
-        return sign(self.seed, _endorsement(generation, verifying_key))
+    @property
+    def log(self) -> bytes:
+        """Name (32 bytes) of the file system's head log."""
+        return log_name(KeyTree(self.master).verifying_key, self.public)
 
-    def wrap(self, master: bytes, nonce: bytes) -> bytes:
-        """The master key sealed for this recovery key; may be kept anywhere. nonce: 12 random bytes."""
-        return seal_blob(_derive(_RECOVERY_WRAP, self.seed), nonce, master)
+    def endorse(self, generation: int, masters: Sequence[bytes], nonce: bytes) -> Succession:
+        """Sign that the last of `masters` rules the head log from this generation (1, 2, ...) on.
 
-    def unwrap(self, wrapped: bytes) -> bytes:
-        """The master key that `wrap` sealed. Raises WrongKey."""
+        `masters`: the master keys of successors so far, oldest first; the succession carries the newest
+        MASTERS_MAX of them, sealed for this recovery key. nonce: 12 random bytes.
+        """
+        wrapped = seal_blob(_derive(_RECOVERY_WRAP, self.seed), nonce, b"".join(masters[-MASTERS_MAX:]))
+        verifying_key = KeyTree(masters[-1]).verifying_key
+        unsigned = Succession(generation, verifying_key, wrapped, bytes(SIGNATURE_SIZE))
+        return replace(unsigned, signature=sign(self.seed, unsigned.signed_bytes(self.log)))
+
+    def masters(self, succession: Succession) -> list[bytes]:
+        """The master keys that `endorse` sealed, oldest first.
+
+        Raises WrongKey for a succession that this key did not make.
+        """
         try:
-            return open_blob(_derive(_RECOVERY_WRAP, self.seed), wrapped)
+            if not succession.is_endorsed(self.log, self.public):
+                raise Corrupt("forged")
+            plain = open_blob(_derive(_RECOVERY_WRAP, self.seed), succession.wrapped)
         except Corrupt:
             raise WrongKey("the recovery key is not the one of this file system") from None
+        masters = [plain[at : at + KEY_SIZE] for at in range(0, len(plain), KEY_SIZE)]
+        if not masters or KeyTree(masters[-1]).verifying_key != succession.verifying_key:
+            raise WrongKey("the keys that the recovery key sealed are not those it endorsed")
+        return masters
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,24 +291,8 @@ def sign(seed: bytes, message: bytes) -> bytes:
     return Ed25519PrivateKey.from_private_bytes(seed).sign(message)
 
 
-def verify_endorsement(
-    recovery_public: bytes, generation: int, verifying_key: bytes, signature: bytes
-) -> bool:
-    """Whether the recovery key with this public key endorsed `verifying_key` for `generation`."""
-    try:
-        key = Ed25519PublicKey.from_public_bytes(recovery_public)
-        key.verify(signature, _endorsement(generation, verifying_key))
-    except (InvalidSignature, ValueError):
-        return False
-    return True
-
-
 def _derive(context: str, material: bytes) -> bytes:
     return blake3(material, derive_key_context=context).digest()
-
-
-def _endorsement(generation: int, verifying_key: bytes) -> bytes:
-    return _ENDORSEMENT + generation.to_bytes(4, "little") + verifying_key
 
 
 def _stretch(passphrase: bytes, salt: bytes, cost: ScryptCost) -> bytes:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from gridfs.codec.cipher import SEGMENT_SIZE, TAG_SIZE
-from gridfs.codec.keys import KeyTree
+from gridfs.codec.headkeys import HeadKeys
 from gridfs.codec.pack import run_key
 from gridfs.grid.downloader import Downloader, PackRef, SegmentRead
 from gridfs.grid.heads import HeadServers
@@ -20,7 +17,7 @@ from gridfs.meta.operations import PackRecord
 from gridfs.meta.records import CarriedData, HeadBody, JournalBody, decode_journal, open_head
 from storage.client import Traffic
 from storage.errors import Corrupt
-from storage.format.head import HeadRecord, log_name
+from storage.format.head import HeadRecord, fits
 from storage.format.share import BLOCK_SIZE, Geometry
 
 
@@ -39,20 +36,27 @@ class Tail:
 class History:
     """Reads one file system's past from the grid."""
 
-    def __init__(self, heads: HeadServers, downloader: Downloader, keys: KeyTree) -> None:
+    def __init__(self, heads: HeadServers, downloader: Downloader, keys: HeadKeys) -> None:
         self._heads = heads
         self._downloader = downloader
-        self._keys = keys
-        self._log = log_name(keys.verifying_key)
-        self._verifier = Ed25519PublicKey.from_public_bytes(keys.verifying_key)
+        self._log = keys.log
+        self._readable = [(tree.verifying_key, tree.journal_key) for tree in (keys.tree, *keys.former)]
+
+    def is_valid(self, record: HeadRecord) -> bool:
+        """Whether one of the file system's keys signed this record."""
+        return self._journal_key(record) is not None
 
     def body(self, record: HeadRecord) -> HeadBody:
         """Check a record's signature and open it. Raises Corrupt."""
-        try:
-            self._verifier.verify(record.signature, record.signed_bytes(self._log))
-        except InvalidSignature:
-            raise Corrupt(f"head record {record.epoch}.{record.sequence} is forged") from None
-        return open_head(record.payload, self._keys.journal_key, record.epoch, record.sequence)
+        journal_key = self._journal_key(record)
+        if journal_key is None:
+            raise Corrupt(f"head record {record.epoch}.{record.sequence} is forged")
+        return open_head(record.payload, journal_key, record.epoch, record.sequence)
+
+    def _journal_key(self, record: HeadRecord) -> bytes | None:
+        """Journal key of the generation that signed a record."""
+        signed = record.signed_bytes(self._log)
+        return next((key for signer, key in self._readable if fits(signer, record.signature, signed)), None)
 
     async def behind(self, newest: HeadRecord, number: int) -> Tail:
         """All operations behind `number`, up to those of the record `newest`.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gridfs.codec.keys import (
+    MASTERS_MAX,
     BadKeyFile,
     KeyTree,
     RecoveryKey,
@@ -16,10 +19,10 @@ from gridfs.codec.keys import (
     needs_passphrase,
     public_key,
     unwrap,
-    verify_endorsement,
     wrap_passphrase,
     wrap_plain,
 )
+from storage.format.head import log_name
 
 MASTER = bytes(range(32))
 QUICK = ScryptCost(n=256)
@@ -140,22 +143,37 @@ def test_what_is_no_recovery_key_is_said_so(text: str) -> None:
         RecoveryKey.parse(text)
 
 
-def test_a_recovery_key_endorses_one_signing_key_of_one_generation() -> None:
-    recovery, signing = RecoveryKey(MASTER), KeyTree(bytes(32)).verifying_key
-    signature = recovery.endorse(2, signing)
-    assert verify_endorsement(recovery.public, 2, signing, signature)
-    assert not verify_endorsement(recovery.public, 3, signing, signature)
-    assert not verify_endorsement(recovery.public, 2, MASTER, signature)
-    assert not verify_endorsement(RecoveryKey(bytes(32)).public, 2, signing, signature)
-    assert not verify_endorsement(b"short", 2, signing, signature)
+def test_a_recovery_key_endorses_one_key_of_one_generation() -> None:
+    recovery = RecoveryKey(MASTER)
+    succession = recovery.endorse(2, [b"1" * 32, b"2" * 32], b"n" * 12)
+    succession.check()
+    assert succession.verifying_key == KeyTree(b"2" * 32).verifying_key
+    assert recovery.log == log_name(KeyTree(recovery.master).verifying_key, recovery.public)
+    assert succession.is_endorsed(recovery.log, recovery.public)
+    assert not succession.is_endorsed(bytes(32), recovery.public)
+    assert not succession.is_endorsed(recovery.log, RecoveryKey(bytes(32)).public)
+    assert not succession.is_endorsed(recovery.log, b"short")
+    for change in ({"generation": 3}, {"verifying_key": MASTER}, {"wrapped": b"other"}):
+        changed = dataclasses.replace(succession, **change)  # type: ignore[arg-type]
+        assert not changed.is_endorsed(recovery.log, recovery.public)
 
 
-def test_a_recovery_key_unwraps_the_master_key() -> None:
-    recovery = RecoveryKey(b"r" * 32)
-    blob = recovery.wrap(MASTER, b"n" * 12)
-    assert recovery.unwrap(blob) == MASTER
+def test_a_recovery_key_opens_what_it_endorsed() -> None:
+    recovery, masters = RecoveryKey(MASTER), [b"1" * 32, b"2" * 32]
+    succession = recovery.endorse(2, masters, b"n" * 12)
+    assert recovery.masters(succession) == masters
     with pytest.raises(WrongKey, match="recovery key"):
-        RecoveryKey(b"x" * 32).unwrap(blob)
+        RecoveryKey(b"x" * 32).masters(succession)
+    with pytest.raises(WrongKey, match="recovery key"):
+        recovery.masters(dataclasses.replace(succession, wrapped=succession.wrapped[:-1] + b"x"))
+
+
+def test_a_succession_keeps_the_newest_master_keys() -> None:
+    recovery = RecoveryKey(MASTER)
+    masters = [bytes([number]) * 32 for number in range(MASTERS_MAX + 5)]
+    succession = recovery.endorse(MASTERS_MAX + 5, masters, b"n" * 12)
+    succession.check()
+    assert recovery.masters(succession) == masters[5:]
 
 
 def test_golden_vectors() -> None:

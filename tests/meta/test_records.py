@@ -13,6 +13,7 @@ from gridfs.meta.records import (
     CarriedData,
     HeadBody,
     JournalBody,
+    Settings,
     decode_journal,
     encode_journal,
     open_head,
@@ -28,7 +29,21 @@ KEY = bytes(range(32))
 SALT = bytes(range(100, 116))
 OPERATIONS = [(8, encode(Drop(2))), (11, encode(Drop(3)))]
 DATA = [CarriedData(2, 4096, 10, b"synced")]
-BODY = HeadBody(SERVERS[:2], 1, 2, 7, 11, pack_record(5, kind=1), 7, OPERATIONS, True, True, DATA)
+SETTINGS = Settings(b"f" * 16, 4, 6, 5, 1, b"r" * 32)
+BODY = HeadBody(
+    head_servers=SERVERS[:2],
+    generation=1,
+    quorum=2,
+    after=7,
+    last=11,
+    journal=pack_record(5, kind=1),
+    gathered=7,
+    operations=OPERATIONS,
+    begins=True,
+    carries=True,
+    data=DATA,
+    settings=SETTINGS,
+)
 JOURNAL = JournalBody([pack_record(4, kind=1)], 7, 11, OPERATIONS)
 PAYLOAD = seal_head(BODY, KEY, SALT, 3, 9)
 
@@ -73,6 +88,11 @@ def test_no_two_records_share_a_key_stream() -> None:
         {"head_servers": [b"short"]},
         {"data": [CarriedData(0, 0, 1, b"x")]},
         {"data": [CarriedData(1, -1, 1, b"x")]},
+        {"settings": Settings(b"short", 4, 6, 5, 1, b"r" * 32)},
+        {"settings": Settings(b"f" * 16, 0, 6, 5, 1, b"r" * 32)},
+        {"settings": Settings(b"f" * 16, 4, 257, 5, 1, b"r" * 32)},
+        {"settings": Settings(b"f" * 16, 4, 6, 5, 0, b"r" * 32)},
+        {"settings": Settings(b"f" * 16, 4, 6, 5, 1, b"r" * 33)},
     ],
 )
 def test_a_body_out_of_its_limits_is_corrupt(change: dict[str, object]) -> None:
@@ -93,10 +113,19 @@ def test_the_largest_record_fits_the_head_log(
     assert count
     pack = pack_record(1, k=1, n=n, kind=1, places=[bytes(32)] * n, missing=list(range(n)))
     body = HeadBody(
-        [bytes(32)] * servers, 2**60, 256, 2**60, 2**60, pack, 2**60,
-        [(2**60 + number, bytes(operation_size)) for number in range(count)],
-        True, True, [CarriedData(2**60, 2**60, 2**60, bytes(data_size))] * pieces,
-    )  # fmt: skip
+        head_servers=[bytes(32)] * servers,
+        generation=2**60,
+        quorum=256,
+        after=2**60,
+        last=2**60,
+        journal=pack,
+        gathered=2**60,
+        operations=[(2**60 + number, bytes(operation_size)) for number in range(count)],
+        begins=True,
+        carries=True,
+        data=[CarriedData(2**60, 2**60, 2**60, bytes(data_size))] * pieces,
+        settings=Settings(bytes(16), 256, 256, 256, 256, bytes(32)),
+    )
     assert len(seal_head(body, KEY, SALT, 2**60, 2**60)) <= PAYLOAD_MAX
 
 
