@@ -51,10 +51,12 @@ class HeadKeys:
         """The current head signing key's signature (64 bytes)."""
         return sign(self.tree.signing_seed, message)
 
-    def is_succeeded_by(self, succession: Succession | None) -> bool:
-        """Whether the recovery key has made a younger generation than this."""
-        return (
-            succession is not None
-            and succession.generation > self.generation
-            and succession.is_endorsed(self.log, self.recovery_public)
-        )
+    def yields_to(self, succession: Succession | None) -> bool:
+        """Whether the recovery key has made a younger generation than this.
+
+        With `former` keys, so while this generation is being made, another one of the same number too.
+        """
+        if succession is None or not succession.is_endorsed(self.log, self.recovery_public):
+            return False
+        is_rival = self.former and succession.verifying_key != self.tree.verifying_key
+        return succession.generation > self.generation - bool(is_rival)

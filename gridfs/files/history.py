@@ -69,7 +69,7 @@ class History:
         reached = body.after
         previous = newest.previous
         if reached > number and reached != body.gathered:
-            known = {record.record_hash(): record for record in await self._heads.records()}
+            known = {record.record_hash(): record for record in await self._records(body)}
             while reached > number and reached != body.gathered:
                 record = known.get(previous)
                 if record is None:
@@ -102,13 +102,18 @@ class History:
         known: dict[bytes, HeadRecord] | None = None
         while not bodies[-1].begins:
             if known is None:
-                known = {record.record_hash(): record for record in await self._heads.records()}
+                known = {record.record_hash(): record for record in await self._records(body)}
             record = known.get(previous)
             if record is None:
                 raise Corrupt("the head log lacks records with synced data")
             bodies.append(self.body(record))
             previous = record.previous
         return [(body.last, data) for body in reversed(bodies) for data in body.data]
+
+    async def _records(self, body: HeadBody) -> list[HeadRecord]:
+        """All that the head servers keep; enough of them, that none which a quorum has can be missing."""
+        enough = len(body.head_servers) - body.quorum + 1
+        return await self._heads.records(min(enough, len(self._heads.servers)))
 
     async def _journals(self, newest: PackRecord | None) -> list[PackRecord]:
         if newest is None:

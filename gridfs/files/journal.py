@@ -180,7 +180,7 @@ class Journal:
     async def _check_keys(self) -> None:
         """Raise ShutOut if it is for newer keys that head servers refuse us."""
         for standing in await self._heads.look():
-            if self._keys.is_succeeded_by(standing.succession):
+            if self._keys.yields_to(standing.succession):
                 raise ShutOut
 
     async def _adopt(self, claim: Claim) -> None:
@@ -285,6 +285,7 @@ class Journal:
             except TakenOver as error:
                 self.taken_over = str(error)
                 self._carrying.give_up()
+                self._writer.halt(error)
                 logger.error("this mount lost the file system to another one: %s", error)
             except (GridError, StorageError, OSError) as error:
                 # A head server may have been away when the epoch was claimed: then it knows nothing of it.

@@ -95,13 +95,16 @@ class HeadServers:
         answers = await self._ask_all(ask, 0, "reading the head log", everybody=True)
         return [answer for answer in answers if answer is not None]
 
-    async def records(self) -> list[HeadRecord]:
-        """Every record that any server which answers keeps, each once, oldest first."""
+    async def records(self, enough: int = 0) -> list[HeadRecord]:
+        """Every record that any server which answers keeps, each once, oldest first.
+
+        Raises NotEnoughServers if fewer than `enough` answer.
+        """
 
         async def ask(client: HeadClient) -> list[HeadRecord]:
             return await client.head_read(self._log, None, LOG_BYTES_MAX)
 
-        answers = await self._ask_all(ask, 0, "reading the head log", everybody=True)
+        answers = await self._ask_all(ask, enough, "reading the head log", everybody=True)
         found = {record.record_hash(): record for records in answers for record in records}
         return sorted(found.values(), key=lambda record: record.stamp)
 

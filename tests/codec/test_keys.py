@@ -1,10 +1,9 @@
-"""The key tree, the key file and the recovery key. SPEC.md, "Key tree"."""
+"""The key tree, the recovery key and successors. SPEC.md, "Key tree"."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,22 +13,12 @@ from gridfs.codec.keys import (
     BadKeyFile,
     KeyTree,
     RecoveryKey,
-    ScryptCost,
     WrongKey,
-    needs_passphrase,
     public_key,
-    unwrap,
-    wrap_passphrase,
-    wrap_plain,
 )
 from storage.format.head import log_name
 
 MASTER = bytes(range(32))
-QUICK = ScryptCost(n=256)
-
-
-def wrapped(passphrase: bytes = b"correct horse") -> bytes:
-    return wrap_passphrase(MASTER, passphrase, b"s" * 16, b"n" * 12, QUICK)
 
 
 def test_all_keys_of_the_tree_differ_and_a_follower_has_no_more_than_the_read_key() -> None:
@@ -56,68 +45,6 @@ def test_keys_of_a_wrong_size_are_refused() -> None:
         KeyTree(b"short")
     with pytest.raises(ValueError, match="32 bytes"):
         RecoveryKey(b"short")
-
-
-def test_a_passphrase_opens_what_it_wrapped() -> None:
-    data = wrapped()
-    assert needs_passphrase(data)
-    assert unwrap(data, b"correct horse") == MASTER
-    assert MASTER not in data
-
-
-def test_the_default_costs_work() -> None:
-    data = wrap_passphrase(MASTER, b"p", b"s" * 16, b"n" * 12)
-    assert msgspec.json.decode(data)["n"] == 32768
-    assert unwrap(data, b"p") == MASTER
-
-
-@pytest.mark.parametrize("passphrase", [b"wrong", b"", None])
-def test_another_passphrase_is_a_wrong_key(passphrase: bytes | None) -> None:
-    with pytest.raises(WrongKey, match="passphrase"):
-        unwrap(wrapped(), passphrase)
-
-
-def test_a_plain_key_file_needs_no_passphrase() -> None:
-    data = wrap_plain(MASTER)
-    assert not needs_passphrase(data)
-    assert unwrap(data) == MASTER
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"not json",
-        b"[]",
-        b"{}",
-        wrap_plain(MASTER)[:-20],
-        wrap_plain(MASTER).replace(b"AAECAwQF", b"AAECAwQG"),
-        wrap_plain(MASTER).replace(b'"r"', b'"x"'),
-        wrap_plain(MASTER[:31] + b"!").replace(b"none", b"rot13"),
-        b'{"version": 1, "method": "none", "key": ""}',
-    ],
-)
-def test_a_damaged_key_file_is_named(data: bytes) -> None:
-    with pytest.raises(BadKeyFile, match="damaged"):
-        unwrap(data, b"correct horse")
-
-
-def test_another_version_is_named_by_its_number() -> None:
-    with pytest.raises(BadKeyFile, match="version 7"):
-        unwrap(wrap_plain(MASTER).replace(b'"version": 1', b'"version": 7'))
-
-
-@pytest.mark.parametrize("change", [{"n": 3}, {"n": 1 << 30}, {"r": 0}, {"p": 65}, {"n": 0}])
-def test_costs_out_of_range_are_damage_and_not_tried(change: dict[str, int]) -> None:
-    fields = msgspec.json.decode(wrapped()) | change
-    with pytest.raises(BadKeyFile, match="scrypt"):
-        unwrap(msgspec.json.encode(fields), b"correct horse")
-
-
-def test_changed_costs_do_not_open() -> None:
-    fields = msgspec.json.decode(wrapped()) | {"n": 512}
-    with pytest.raises(WrongKey):
-        unwrap(msgspec.json.encode(fields), b"correct horse")
 
 
 @given(st.binary(min_size=32, max_size=32))

@@ -12,6 +12,7 @@ import trio
 from gridfs.assembly import Parts, head_keys
 from gridfs.files.headstate import HeadState, load_head_state
 from gridfs.files.history import History
+from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.heads import HeadServers
 from gridfs.meta.operations import Make, decode
 from gridfs.meta.records import HeadBody
@@ -138,9 +139,15 @@ def test_a_forged_or_missing_record_is_told() -> None:
             )  # fmt: skip
             with pytest.raises(Corrupt, match="forged"):
                 history.body(forged)
-            lost = HeadServers({}, servers.config.head_servers, servers.roster, b"")
+            keys = head_keys(servers.config, KEYS)
+            clients: Any = parts.clients
+            empty = HeadServers(clients, servers.config.head_servers, servers.roster, bytes(32))
             with pytest.raises(Corrupt, match="lacks the operations before 2"):
-                await History(lost, parts.downloader, head_keys(servers.config, KEYS)).behind(newest, 0)
+                await History(empty, parts.downloader, keys).behind(newest, 0)
+            alone = dict(list(clients.items())[:1])
+            away = HeadServers(alone, servers.config.head_servers, servers.roster, keys.log)
+            with pytest.raises(NotEnoughServers, match="1 of the 2 servers"):
+                await History(away, parts.downloader, keys).behind(newest, 0)
 
         await client.session(session)
 

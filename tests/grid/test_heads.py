@@ -175,6 +175,9 @@ async def test_records_of_all_servers_are_one_list_in_order(autojump_clock: trio
     )
     assert found[3] == c
     assert len(found) == 4
+    assert len(await head_servers(clients).records(3)) == 4
+    with pytest.raises(NotEnoughServers, match="3 of the 4 servers"):
+        await head_servers(clients).records(4)
 
 
 async def test_a_trim_does_not_mind_who_is_away(autojump_clock: trio.testing.MockClock) -> None:
