@@ -14,6 +14,7 @@ import trio
 from blake3 import blake3
 
 from gridfs.codec.cipher import open_blob, seal_blob
+from gridfs.codec.headkeys import HeadKeys
 from gridfs.codec.keys import KeyTree
 from gridfs.config import Config
 from gridfs.files.checkpointing import CheckpointConfig, Checkpointer
@@ -39,9 +40,9 @@ from gridfs.grid.downloader import Downloader
 from gridfs.grid.heads import HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.grid.uploader import Uploader
+from gridfs.meta.records import Settings
 from gridfs.meta.store import Metadata
 from storage.client import StorageClient
-from storage.format.head import log_name
 from storage.ports import Entropy, Machine
 
 _SPOOL_KEY = "gridfs 2026 spool key"
@@ -110,15 +111,17 @@ async def open_filesystem(
     database: str,
     spool_directory: str,
     options: MountOptions,
+    former: tuple[KeyTree, ...] = (),
 ) -> AsyncIterator[Parts]:
     """Open a file system and run it until the block is left; what is not in the grid stays in the spool.
 
     Replays the spool, claims the head log, and starts every component; metadata that cannot go on are made
-    anew from the grid first. Raises NotEnoughServers where too few head servers answer, TakenOver, and the
+    anew from the grid first. `former`: keys of older generations whose records may still be the newest.
+    Raises NotEnoughServers where too few head servers answer, TakenOver, and the
     storage errors of a damaged database or spool.
     """
     async with trio.open_nursery() as connections:
-        grid = await _reach(machine, config, roster, keys, connections)
+        grid = await _reach(machine, config, roster, head_keys(config, keys, former), connections)
         local, running = await _claimed(machine, config, grid, keys, database, spool_directory, options)
         try:
             async with trio.open_nursery() as nursery:
@@ -132,6 +135,12 @@ async def open_filesystem(
         connections.cancel_scope.cancel()
 
 
+def head_keys(config: Config, keys: KeyTree, former: tuple[KeyTree, ...] = ()) -> HeadKeys:
+    """As whom a file system's client speaks to the head servers."""
+    first_key = config.first_key or keys.verifying_key
+    return HeadKeys(keys, first_key, config.recovery_public, config.succession, former)
+
+
 @dataclass(frozen=True, slots=True)
 class _Grid:
     """The way to the servers; it stands before anything local is opened."""
@@ -142,6 +151,7 @@ class _Grid:
     uploader: Uploader
     heads: HeadServers
     history: History
+    keys: HeadKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +178,7 @@ class _Running:
 
 
 async def _reach(
-    machine: Machine, config: Config, roster: Roster, keys: KeyTree, nursery: trio.Nursery
+    machine: Machine, config: Config, roster: Roster, keys: HeadKeys, nursery: trio.Nursery
 ) -> _Grid:
     clients = {
         server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
@@ -180,8 +190,8 @@ async def _reach(
     uploader = Uploader(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server
     )
-    heads = HeadServers(clients, config.head_servers, roster, log_name(keys.verifying_key))
-    return _Grid(clients, roster, downloader, uploader, heads, History(heads, downloader, keys))
+    heads = HeadServers(clients, config.head_servers, roster, keys.log)
+    return _Grid(clients, roster, downloader, uploader, heads, History(heads, downloader, keys), keys)
 
 
 async def _claimed(
@@ -198,7 +208,7 @@ async def _claimed(
     while True:
         local = _open_local(machine, keys, sealer, database, spool_directory, options)
         try:
-            running = _build(machine, config, grid, keys, options, local)
+            running = _build(machine, config, grid, options, local)
             if not options.read_only:
                 await running.parts.journal.claim(len(config.head_servers) - config.quorum + 1)
                 running.parts.files.namespace.drop_orphans()
@@ -238,18 +248,25 @@ def _open_local(
     return local
 
 
-def _build(
-    machine: Machine, config: Config, grid: _Grid, keys: KeyTree, options: MountOptions, local: _Local
-) -> _Running:
+def _build(machine: Machine, config: Config, grid: _Grid, options: MountOptions, local: _Local) -> _Running:
     """The graph from the log up."""
     log, dirty, head_state = local.log, local.dirty, local.head_state
     uploader, downloader = grid.uploader, grid.downloader
     capacity = Capacity(grid.clients, CapacityConfig(config.k, config.n))
 
     sealed_bytes = options.memory_bytes * 3 // 10
-    writer_config = WriterConfig(config.k, config.n, keys.convergence_secret, sealed_bytes_max=sealed_bytes)
+    secret = grid.keys.tree.convergence_secret
+    writer_config = WriterConfig(config.k, config.n, secret, sealed_bytes_max=sealed_bytes)
     freezer = Freezer(log, dirty, FreezeConfig(config.k))
     writer = Writer(machine, log, dirty, uploader, freezer, lambda: head_state.stamp, writer_config)
+    settings = Settings(
+        config.file_system,
+        config.k,
+        config.n,
+        config.happy,
+        config.shares_per_server,
+        config.recovery_public,
+    )
     reader = Reader(log.metadata, dirty, log.spool, downloader, ReaderConfig())
     prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 3))
     stamps = Stamps(machine.clock)
@@ -266,9 +283,16 @@ def _build(
         checkpointer,
         grid.heads,
         grid.history,
-        keys,
+        grid.keys,
         head_state,
-        JournalConfig(config.k, config.n, config.quorum, takes_over=options.takeover),
+        JournalConfig(
+            config.k,
+            config.n,
+            config.quorum,
+            settings,
+            config.head_generation,
+            takes_over=options.takeover,
+        ),
     )
     namespace = Namespace(log, contents, stamps)
     trees = Trees(log, dirty, contents, namespace, journal, stamps, TreesConfig())

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from storage.errors import Refused
+from storage.format.head import Succession
 
 CONFIG_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """config.toml; `create` writes it, nothing changes it."""
+    """config.toml; `create` or `recover` writes it, nothing changes it."""
 
     file_system: bytes
     """16 bytes that name it on the servers."""
@@ -26,6 +28,12 @@ class Config:
     recovery_public: bytes
     passphrase_command: str = ""
     """Command whose output is the passphrase; empty: ask on the terminal, if there is one at all."""
+    first_key: bytes = b""
+    """Verifying key (32 bytes) that the head log was created with; empty: that of the key file."""
+    head_generation: int = 1
+    """Of the list of head servers."""
+    succession: Succession | None = None
+    """Why the head log belongs to the key in the key file, if that is not the first one."""
     version: int = field(default=CONFIG_VERSION)
 
     @property
@@ -36,12 +44,14 @@ class Config:
 
     def encode(self) -> str:
         """The text of config.toml."""
-        lines = ["# A gridfs file system; written once by `gridfs create`.", f"version = {self.version}"]
-        lines += [f"{name} = {getattr(self, name)}" for name in ("k", "n", "happy", "shares_per_server")]
-        lines += [f'{name} = "{getattr(self, name).hex()}"' for name in ("file_system", "recovery_public")]
+        lines = ["# A gridfs file system; written once by `gridfs create` or `gridfs recover`."]
+        numbers = ("version", "k", "n", "happy", "shares_per_server", "head_generation")
+        lines += [f"{name} = {getattr(self, name)}" for name in numbers]
+        names = ("file_system", "recovery_public", "first_key")
+        lines += [f'{name} = "{getattr(self, name).hex()}"' for name in names]
         lines.append(f"passphrase_command = {json.dumps(self.passphrase_command)}")
         servers = "".join(f'    "{server.hex()}",\n' for server in self.head_servers)
-        return "\n".join(lines) + f"\nhead_servers = [\n{servers}]\n"
+        return "\n".join(lines) + f"\nhead_servers = [\n{servers}]\n" + _encode_succession(self.succession)
 
     @classmethod
     def parse(cls, text: str, where: str) -> Config:
@@ -67,11 +77,36 @@ class Config:
                 head_servers=tuple(bytes.fromhex(server) for server in values["head_servers"]),
                 recovery_public=bytes.fromhex(values["recovery_public"]),
                 passphrase_command=str(values.get("passphrase_command", "")),
+                first_key=bytes.fromhex(values.get("first_key", "")),
+                head_generation=int(values.get("head_generation", 1)),
+                succession=_parse_succession(values.get("succession")),
             )
         except KeyError as error:
             raise Refused(f"{where}: {error.args[0]} is missing") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, Refused) as error:
             raise Refused(f"{where}: {error}") from None
         if not 1 <= config.k <= config.happy <= config.n <= 256 or len(config.file_system) != 16:
             raise Refused(f"{where}: k, happy and n do not go together")
+        if len(config.first_key) not in (0, 32) or len(config.recovery_public) != 32:
+            raise Refused(f"{where}: first_key or recovery_public is not a key of 32 bytes")
         return config
+
+
+def _encode_succession(succession: Succession | None) -> str:
+    if succession is None:
+        return ""
+    names = ("verifying_key", "wrapped", "signature")
+    lines = [f'{name} = "{getattr(succession, name).hex()}"' for name in names]
+    return "\n".join(["", "[succession]", f"generation = {succession.generation}", *lines, ""])
+
+
+def _parse_succession(values: Any) -> Succession | None:
+    """Raises KeyError, TypeError, ValueError, Refused."""
+    if values is None:
+        return None
+    if set(values) != {"generation", "verifying_key", "wrapped", "signature"}:
+        raise ValueError("the table succession has other keys than it should")
+    keys = [bytes.fromhex(values[name]) for name in ("verifying_key", "wrapped", "signature")]
+    succession = Succession(int(values["generation"]), *keys)
+    succession.check()
+    return succession

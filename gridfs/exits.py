@@ -40,6 +40,13 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
+def sole(error: BaseException) -> BaseException:
+    """What was raised, out of the groups of nurseries: the first one, which is the cause of the others."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def as_command_error(error: Exception) -> CommandError | None:
     """The one line and the code for an expected error; None for one that nobody expected."""
     if isinstance(error, CommandError):

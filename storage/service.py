@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from storage.backends.port import IncomingShare, Lease, ShareBackend, ShareKey, SyncPolicy
 from storage.errors import Refused
-from storage.headlog import HeadLogs, HeadRecord
+from storage.headlog import HeadLogs
 from storage.identity import Account
 from storage.pages import PagePool
 from storage.ports import Offload
@@ -18,10 +18,17 @@ from storage.putbody import PutBody
 from storage.readplan import ColdReads, PageCache, ReadPlan
 from storage.version import __version__
 from storage.wire import messages as wire
+from storage.wire.heads import claim_of, entry_of, record_of, said_of
 
 COPIED_SIZE_MAX = 64 * 1024
 """Answers up to this size are copied and leave with their header in one system call."""
-_READING: tuple[type[wire.Request], ...] = (wire.Readv, wire.Have, wire.HeadRead, wire.Info)
+_READING: tuple[type[wire.Request], ...] = (
+    wire.Readv,
+    wire.Have,
+    wire.HeadRead,
+    wire.HeadLook,
+    wire.Info,
+)
 _ALLOWED: dict[str, tuple[type[wire.Request], ...]] = {"read": _READING, "repair": (*_READING, wire.Put)}
 """Requests by rights; what is not named may do everything."""
 
@@ -90,17 +97,27 @@ class Service:
             case wire.Release():
                 lease = Lease(request.file_system, account.name, request.epoch, request.sequence)
                 return wire.FlagsReply(await self._backend.release(_keys(request.keys), lease))
-            case wire.HeadClaim(log, verifying_key, epoch, mount_id):
-                promised, holder, newest = await self._heads.claim(log, verifying_key, epoch, mount_id)
-                return wire.ClaimReply(promised, holder, None if newest is None else _entry(newest))
+            case wire.Leased(file_system, after, limit):
+                last = None if after is None else ShareKey(after.pack_id, after.number)
+                keys = self._backend.leased((file_system, account.name), last, limit)
+                return wire.KeysReply([wire.Key(key.pack_id, key.number) for key in keys])
+            case wire.HeadClaim():
+                promised, holder, newest = await self._heads.claim(claim_of(request))
+                return wire.ClaimReply(promised, holder, None if newest is None else entry_of(newest))
             case wire.HeadAppend(log, entry):
-                await self._heads.append(log, _record(entry))
+                await self._heads.append(log, record_of(entry))
                 return wire.DoneReply()
             case wire.HeadRead(log, after, limit_bytes):
                 stamp = None if after is None else (after.epoch, after.sequence)
-                return wire.RecordsReply(list(map(_entry, self._heads.read(log, stamp, limit_bytes))))
+                return wire.RecordsReply(list(map(entry_of, self._heads.read(log, stamp, limit_bytes))))
             case wire.HeadTrim(log, before, signature):
                 await self._heads.trim(log, (before.epoch, before.sequence), signature)
+                return wire.DoneReply()
+            case wire.HeadLook(log):
+                standing = self._heads.look(log)
+                return wire.StandingReply(None if standing is None else said_of(standing))
+            case wire.HeadDrop(log, epoch, signature):
+                await self._heads.drop(log, epoch, signature)
                 return wire.DoneReply()
             case wire.Info():
                 return self._info()
@@ -124,15 +141,3 @@ class Service:
 
 def _keys(keys: Sequence[wire.Key]) -> list[ShareKey]:
     return [ShareKey(key.pack_id, key.number) for key in keys]
-
-
-def _record(entry: wire.HeadEntry) -> HeadRecord:
-    return HeadRecord(
-        entry.epoch, entry.sequence, entry.previous, entry.payload, entry.signature, entry.mount_id
-    )
-
-
-def _entry(record: HeadRecord) -> wire.HeadEntry:
-    return wire.HeadEntry(
-        record.epoch, record.sequence, record.previous, record.payload, record.signature, record.mount_id
-    )

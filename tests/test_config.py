@@ -8,10 +8,12 @@ import pytest
 
 from gridfs.config import Config
 from storage.errors import Refused
+from storage.format.head import Succession
 
 SERVERS = tuple(bytes([number]) * 32 for number in range(6))
 CONFIG = Config(b"f" * 16, 4, 6, 5, 1, SERVERS, b"r" * 32, 'pass show "my grid"\\n')
 TEXT = CONFIG.encode()
+SUCCESSION = Succession(2, b"v" * 32, b"wrapped", b"s" * 64)
 
 
 def parse(text: str) -> Config:
@@ -22,6 +24,34 @@ def parse(text: str) -> Config:
 def test_what_is_written_is_read_back(command: str) -> None:
     config = dataclasses.replace(CONFIG, passphrase_command=command)
     assert parse(config.encode()) == config
+
+
+def test_what_recover_adds_is_read_back() -> None:
+    config = dataclasses.replace(CONFIG, first_key=b"1" * 32, head_generation=3, succession=SUCCESSION)
+    assert parse(config.encode()) == config
+
+
+def test_a_config_of_before_is_read() -> None:
+    lines = [line for line in TEXT.splitlines() if not line.startswith(("first_key", "head_generation"))]
+    assert parse("\n".join(lines)) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("generation = 2\n", "", "other keys than it should"),
+        ("generation = 2\n", "generation = 2\ncolour = 3\n", "other keys than it should"),
+        ("generation = 2\n", "generation = 0\n", "out of range"),
+        ("generation = 2\n", "generation = []\n", "int"),
+        ("73" * 64, "73" * 63, "wrong size"),
+        ("[succession]", "succession = 3\n[other]", "cannot be read|unknown key|not iterable"),
+    ],
+)
+def test_a_succession_that_is_wrong_is_said_so(old: str, new: str, says: str) -> None:
+    text = dataclasses.replace(CONFIG, succession=SUCCESSION).encode()
+    assert old in text
+    with pytest.raises(Refused, match=says):
+        parse(text.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +89,8 @@ def test_a_quorum_is_a_majority_and_at_least_happy(
         ("k = 4", "k = ", "cannot be read"),
         ("66" * 16, "66" * 15, "do not go together"),
         ("66" * 16, "zz" * 16, "non-hexadecimal"),
+        ('recovery_public = "72', 'recovery_public = "', "not a key of 32 bytes"),
+        ('first_key = "', 'first_key = "00', "not a key of 32 bytes"),
         ("head_servers = [", "head_servers = 3 #", "cannot be read"),
     ],
 )

@@ -22,6 +22,13 @@ app = typer.Typer(
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="File system: a name, or a path with a slash.")]
 MountPoint = Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="Directory where it is mounted.")]
+PassphraseCommand = Annotated[
+    str, typer.Option(help="Command that prints the passphrase, now and at each mount.")
+]
+NewPassphraseCommand = Annotated[str, typer.Option(help="Command that prints the new passphrase.")]
+
+key_app = typer.Typer(help="Passphrases of a file system, and its recovery key.", rich_markup_mode=None)
+app.add_typer(key_app, name="key")
 
 
 def _version(wanted: bool) -> None:
@@ -50,9 +57,7 @@ def create(
         typer.Option(help="Servers that must hold a share before data counts as stored [(k+n+1)/2]."),
     ] = None,
     shares_per_server: Annotated[int, typer.Option(help="Shares that one server may hold.", min=1)] = 1,
-    passphrase_command: Annotated[
-        str, typer.Option(help="Command that prints the passphrase, now and at each mount.")
-    ] = "",
+    passphrase_command: PassphraseCommand = "",
     recovery_key_file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Where to write the recovery key [beside NAME]."),
@@ -78,6 +83,35 @@ def create(
             shares_per_server=shares_per_server,
             passphrase_command=passphrase_command,
             recovery_key_file=recovery_key_file,
+        )
+    )
+
+
+@app.command()
+def recover(
+    name: Name,
+    servers: Annotated[Path, typer.Option(help="File with one access line per storage server.")],
+    recovery_key_file: Annotated[Path, typer.Option(help="File with the recovery key.")],
+    accept_older: Annotated[
+        bool, typer.Option("--accept-older", help="Take what is found, though there may be a newer state.")
+    ] = False,
+    new_keys: Annotated[
+        bool,
+        typer.Option("--new-keys", help="Make new keys, which shut out every machine that has the old ones."),
+    ] = False,
+    passphrase_command: PassphraseCommand = "",
+) -> None:
+    """Recover a file system on this machine from the grid, with the recovery key alone."""
+    from gridfs.cli.recover import RecoverRequest, recover_filesystem
+
+    recover_filesystem(
+        RecoverRequest(
+            name=name,
+            servers=servers,
+            recovery_key_file=recovery_key_file,
+            accept_older=accept_older,
+            new_keys=new_keys,
+            passphrase_command=passphrase_command,
         )
     )
 
@@ -165,6 +199,56 @@ def status(
     from gridfs.cli.status import show_status
 
     show_status(name, json_output=json_output)
+
+
+@key_app.command("show")
+def key_show(name: Name) -> None:
+    """Which slots the key file has, and how they open."""
+    from gridfs.cli.key import show_keys
+
+    show_keys(name)
+
+
+@key_app.command("add")
+def key_add(
+    name: Name,
+    slot: Annotated[str, typer.Option(help="Name of the new slot.")],
+    passphrase_command: NewPassphraseCommand = "",
+) -> None:
+    """Add a passphrase that opens the file system, beside the others."""
+    from gridfs.cli.key import add_key
+
+    add_key(name, slot, passphrase_command)
+
+
+@key_app.command("remove")
+def key_remove(name: Name, slot: Annotated[str, typer.Option(help="Name of the slot.")]) -> None:
+    """Take a passphrase away; not the last one."""
+    from gridfs.cli.key import remove_key
+
+    remove_key(name, slot)
+
+
+@key_app.command("change")
+def key_change(
+    name: Name,
+    slot: Annotated[str, typer.Option(help="Name of the slot [the one that the old passphrase opens].")] = "",
+    passphrase_command: NewPassphraseCommand = "",
+) -> None:
+    """Change a passphrase."""
+    from gridfs.cli.key import change_key
+
+    change_key(name, slot, passphrase_command)
+
+
+@key_app.command("recovery")
+def key_recovery(
+    name: Name, recovery_key_file: Annotated[Path, typer.Option(help="File with the recovery key.")]
+) -> None:
+    """Check that a recovery key belongs to this file system."""
+    from gridfs.cli.key import check_recovery_key
+
+    check_recovery_key(name, recovery_key_file)
 
 
 def main() -> None:

@@ -12,14 +12,13 @@ import trio
 
 from gridfs.assembly import LocalSealer
 from gridfs.cli.reach import happiest
-from gridfs.codec import keys as keyring
+from gridfs.cli.unlock import protect
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
 from gridfs.exits import FAILED, GRID_UNREACHABLE, NOT_ENOUGH_SERVERS, USAGE, CommandError
 from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.roster import Roster, parse_roster
-from gridfs.host.home import Home, folder_of, write_private
-from gridfs.host.passphrase import from_command, from_terminal
+from gridfs.host.home import folder_of, new_home, write_private
 from gridfs.meta.store import Metadata
 from storage.client import StorageClient
 from storage.ports import Machine
@@ -75,8 +74,9 @@ def create_filesystem(request: CreateRequest) -> None:
         head_servers=head_servers(roster, request.n, happy),
         recovery_public=recovery.public,
         passphrase_command=request.passphrase_command,
+        first_key=KeyTree(recovery.master).verifying_key,
     )
-    key_file, protection = _key_file(machine, recovery.master, request.passphrase_command)
+    key_file, protection = protect(recovery.master, request.passphrase_command, machine.entropy)
     _write(folder, config, text, key_file, recovery, machine)
     try:
         write_private(recovery_path, (recovery.text() + "\n").encode(), exclusive=True)
@@ -120,24 +120,10 @@ async def _ask_servers(machine: Machine, roster: Roster, request: CreateRequest,
         )
 
 
-def _key_file(machine: Machine, master: bytes, command: str) -> tuple[bytes, str]:
-    passphrase = from_command(command) if command else from_terminal("Passphrase for the new file system: ")
-    if passphrase is None:
-        return keyring.wrap_plain(master), "no passphrase: the master key lies in the file `key`, mode 0600"
-    if not command and from_terminal("Again: ") != passphrase:
-        raise CommandError("the two passphrases differ", FAILED)
-    token = machine.entropy.token
-    return keyring.wrap_passphrase(master, passphrase, token(16), token(12)), "protected by the passphrase"
-
-
 def _write(
     folder: Path, config: Config, servers: str, key_file: bytes, recovery: RecoveryKey, machine: Machine
 ) -> None:
-    """Make everything beside the final place, then rename: there is never half a file system."""
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = Home(folder.with_name(f".{folder.name}.new-{os.getpid()}"))
-    draft.folder.mkdir(mode=0o700)
-    try:
+    with new_home(folder) as draft:
         write_private(draft.config_path, config.encode().encode())
         write_private(draft.servers_path, servers.encode())
         write_private(draft.key_path, key_file)
@@ -152,9 +138,3 @@ def _write(
         )
         metadata.close()
         machine.disk.make_directory(draft.spool_path)
-        machine.disk.sync_directory(str(draft.folder))
-        os.rename(draft.folder, folder)
-        machine.disk.sync_directory(str(folder.parent))
-    except BaseException:
-        shutil.rmtree(draft.folder, ignore_errors=True)
-        raise

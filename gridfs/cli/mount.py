@@ -8,8 +8,8 @@ import time
 
 from gridfs.assembly import MountOptions
 from gridfs.cli.reach import happiest
-from gridfs.codec import keys as keyring
-from gridfs.codec.keys import KeyTree, WrongKey
+from gridfs.cli.unlock import unlock
+from gridfs.codec.keys import KeyTree
 from gridfs.config import Config
 from gridfs.control import client as control
 from gridfs.daemon.background import daemonize
@@ -18,7 +18,6 @@ from gridfs.exits import FAILED, LOCKED, NOT_ENOUGH_SERVERS, USAGE, CommandError
 from gridfs.grid.roster import Roster, parse_roster
 from gridfs.host import mounts
 from gridfs.host.home import AlreadyLocked, Home
-from gridfs.host.passphrase import from_command, from_terminal
 
 IGNORED = frozenset(
     (
@@ -49,7 +48,7 @@ def mount_filesystem(name: str, mountpoint: str, options: list[str], *, foregrou
     roster = _roster(home, config)
     place = mounts.resolve(mountpoint)
     _check_fuse(chosen)
-    keys = _keys(home, config)
+    keys = KeyTree(unlock(home, config).master)
     _lock(home)
     try:
         _clear_mountpoint(home, place)
@@ -140,21 +139,6 @@ def _check_fuse(options: MountOptions) -> None:
             raise CommandError(
                 "allow_other needs the line `user_allow_other` in /etc/fuse.conf, which root can add", USAGE
             )
-
-
-def _keys(home: Home, config: Config) -> KeyTree:
-    data = home.key_path.read_bytes()
-    if not keyring.needs_passphrase(data):
-        return KeyTree(keyring.unwrap(data))
-    if config.passphrase_command:
-        passphrase: bytes | None = from_command(config.passphrase_command)
-    else:
-        passphrase = from_terminal(f"Passphrase for {home.folder}: ")
-    if passphrase is None:
-        raise WrongKey(
-            f"{home.folder} needs a passphrase: mount it from a terminal, or set its passphrase_command"
-        )
-    return KeyTree(keyring.unwrap(data, passphrase))
 
 
 def _lock(home: Home) -> None:

@@ -6,9 +6,16 @@ import sys
 import time
 
 from gridfs.control import client as control
-from gridfs.exits import CommandError
+from gridfs.exits import LOCKED, CommandError
 from gridfs.host import mounts
 from gridfs.host.home import Home
+
+
+class TakenOverElsewhere(CommandError):
+    """What is left here cannot get into the grid: another machine writes this file system now."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, LOCKED)
 
 
 def sync_filesystem(mountpoint: str) -> None:
@@ -17,16 +24,23 @@ def sync_filesystem(mountpoint: str) -> None:
 
 
 def unmount_filesystem(mountpoint: str) -> None:
-    """Flush, unmount, and wait for the daemon to end."""
+    """Flush, unmount, and wait for the daemon to end.
+
+    A mount that was taken over is unmounted all the same; what it still held stays in the spool, and
+    TakenOverElsewhere says so.
+    """
     home = mounts.home_of(mountpoint)
     place = mounts.mounted_at(mountpoint)
     assert place is not None
+    lost: TakenOverElsewhere | None = None
     try:
         _sync(home)
     except control.NoDaemon:
         # A mount whose daemon was killed: what it acknowledged is in the spool.
         mounts.unmount(place.mountpoint, lazy=True)
         return
+    except TakenOverElsewhere as error:
+        lost = error
     mounts.unmount(place.mountpoint)
     shown = False
     while home.is_locked():
@@ -37,6 +51,11 @@ def unmount_filesystem(mountpoint: str) -> None:
         shown = _show(left, "", shown)
         time.sleep(0.05)
     _end(shown)
+    if lost is not None:
+        raise TakenOverElsewhere(
+            f"unmounted, but not everything got into the grid: {lost}; it is in the spool, and "
+            f"`gridfs spool export` gets it out"
+        )
 
 
 def _sync(home: Home) -> None:
@@ -47,6 +66,8 @@ def _sync(home: Home) -> None:
             shown = _show(answer["left"], answer.get("trouble", ""), shown)
         elif "error" in answer:
             _end(shown)
+            if answer.get("taken_over"):
+                raise TakenOverElsewhere(answer["error"])
             raise CommandError(answer["error"])
         else:
             done = True

@@ -1,6 +1,6 @@
-"""The key tree of a file system, its key file, and the recovery key.
+"""The key tree of a file system, and the recovery key.
 
-    recovery key  (never kept on the client)   signs which head signing key is current; wraps the master key
+    recovery key  (never kept on the client)  ->  first master key; endorses successors and wraps their keys
     master key    (in the key file)  ->  local key (seals what lies on this machine), head signing seed
                                      ->  read key  ->  journal key, metadata key, convergence secret
 
@@ -11,21 +11,19 @@ derive_key mode under a context of its own (SPEC.md lists them). All entropy is 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-import msgspec
 from blake3 import blake3
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from gridfs.codec.cipher import KEY_SIZE, NONCE_SIZE, open_blob, seal_blob
+from gridfs.codec.cipher import KEY_SIZE, open_blob, seal_blob
 from storage.errors import Corrupt
+from storage.format.head import SIGNATURE_SIZE, Succession, log_name
 
-KEY_FILE_VERSION = 1
-SALT_SIZE = 16
+MASTERS_MAX = 64
+"""Master keys in a succession: the newest record, which they are to open, is of one of the last."""
 
 _READ = "gridfs 2026 read key"
 _LOCAL = "gridfs 2026 local key"
@@ -34,16 +32,14 @@ _JOURNAL = "gridfs 2026 journal key"
 _METADATA = "gridfs 2026 metadata key"
 _CONVERGENCE = "gridfs 2026 convergence secret"
 _CHECK = "gridfs 2026 master key check"
+MASTER_CHECK_SIZE = 4
 _RECOVERY_CHECK = "gridfs 2026 recovery key check"
 _RECOVERY_MASTER = "gridfs 2026 master key of a recovery key"
 _RECOVERY_WRAP = "gridfs 2026 recovery wrapping key"
-_ENDORSEMENT = b"gridfs 2026 endorsement of a head signing key\n"
 
 _RECOVERY_PREFIX = "gridfs-recovery"
 _RECOVERY_CHECK_SIZE = 3
 _GROUP = 7
-_SCRYPT_BYTES_MAX = 1 << 30
-"""Memory a key file may ask for: a changed file must not exhaust the machine."""
 
 
 class KeyFileError(Exception):
@@ -130,7 +126,7 @@ class KeyTree:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryKey:
-    """The key on paper: endorses the head signing key that is current and opens a wrapped master key."""
+    """The key on paper: the first master key follows from it, and it alone makes successors."""
 
     seed: bytes = field(repr=False)
     """32 bytes of entropy: an Ed25519 seed."""
@@ -172,93 +168,42 @@ class RecoveryKey:
             raise BadKeyFile("the recovery key has a typing error: its checksum does not fit")
         return cls(seed)
 
-    def endorse(self, generation: int, verifying_key: bytes) -> bytes:
-        """Sign (64 bytes) that `verifying_key` is the head signing key of this generation (0, 1, ...)."""
-        return sign(self.seed, _endorsement(generation, verifying_key))
+    @property
+    def log(self) -> bytes:
+        """Name (32 bytes) of the file system's head log."""
+        return log_name(KeyTree(self.master).verifying_key, self.public)
 
-    def wrap(self, master: bytes, nonce: bytes) -> bytes:
-        """The master key sealed for this recovery key; may be kept anywhere. nonce: 12 random bytes."""
-        return seal_blob(_derive(_RECOVERY_WRAP, self.seed), nonce, master)
+    def endorse(self, generation: int, masters: Sequence[bytes], nonce: bytes) -> Succession:
+        """Sign that the last of `masters` rules the head log from this generation (1, 2, ...) on.
 
-    def unwrap(self, wrapped: bytes) -> bytes:
-        """The master key that `wrap` sealed. Raises WrongKey."""
+        `masters`: the master keys of successors so far, oldest first; the succession carries the newest
+        MASTERS_MAX of them, sealed for this recovery key. nonce: 12 random bytes.
+        """
+        wrapped = seal_blob(_derive(_RECOVERY_WRAP, self.seed), nonce, b"".join(masters[-MASTERS_MAX:]))
+        verifying_key = KeyTree(masters[-1]).verifying_key
+        unsigned = Succession(generation, verifying_key, wrapped, bytes(SIGNATURE_SIZE))
+        return replace(unsigned, signature=sign(self.seed, unsigned.signed_bytes(self.log)))
+
+    def masters(self, succession: Succession) -> list[bytes]:
+        """The master keys that `endorse` sealed, oldest first.
+
+        Raises WrongKey for a succession that this key did not make.
+        """
         try:
-            return open_blob(_derive(_RECOVERY_WRAP, self.seed), wrapped)
+            if not succession.is_endorsed(self.log, self.public):
+                raise Corrupt("forged")
+            plain = open_blob(_derive(_RECOVERY_WRAP, self.seed), succession.wrapped)
         except Corrupt:
             raise WrongKey("the recovery key is not the one of this file system") from None
+        masters = [plain[at : at + KEY_SIZE] for at in range(0, len(plain), KEY_SIZE)]
+        if not masters or KeyTree(masters[-1]).verifying_key != succession.verifying_key:
+            raise WrongKey("the keys that the recovery key sealed are not those it endorsed")
+        return masters
 
 
-@dataclass(frozen=True, slots=True)
-class ScryptCost:
-    """How hard a passphrase is to guess; n=2**15, r=8 takes 32 MiB and some 60 ms."""
-
-    n: int = 1 << 15
-    r: int = 8
-    p: int = 1
-
-    def __post_init__(self) -> None:
-        two_power = self.n > 1 and self.n & (self.n - 1) == 0
-        if not two_power or not 1 <= self.r <= 64 or not 1 <= self.p <= 64:
-            raise ValueError("scrypt costs out of range")
-        if 128 * self.n * self.r > _SCRYPT_BYTES_MAX:
-            raise ValueError("scrypt costs ask for more than 1 GiB")
-
-
-class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The key file: JSON with exactly these fields, byte strings as base64."""
-
-    version: int
-    method: Literal["none", "scrypt"]
-    key: bytes
-    """method none: master key and 4 bytes of checksum; scrypt: nonce, sealed master key, tag."""
-    salt: bytes = b""
-    n: int = 0
-    r: int = 0
-    p: int = 0
-
-
-def wrap_passphrase(
-    master: bytes, passphrase: bytes, salt: bytes, nonce: bytes, cost: ScryptCost | None = None
-) -> bytes:
-    """A key file (text) that only this passphrase opens.
-
-    salt (16 bytes) and nonce (12) are fresh entropy. Takes the time the costs say: not for the loop.
-    """
-    if len(salt) != SALT_SIZE or len(nonce) != NONCE_SIZE:
-        raise ValueError(f"a salt has {SALT_SIZE} bytes, a nonce {NONCE_SIZE}")
-    cost = cost or ScryptCost()
-    sealed = seal_blob(_stretch(passphrase, salt, cost), nonce, master, _scrypt_aad(salt, cost))
-    return _encode(_KeyFile(KEY_FILE_VERSION, "scrypt", sealed, salt, cost.n, cost.r, cost.p))
-
-
-def wrap_plain(master: bytes) -> bytes:
-    """A key file (text) that holds the master key itself: its mode must be 0600."""
-    return _encode(_KeyFile(KEY_FILE_VERSION, "none", master + _derive(_CHECK, master)[:4]))
-
-
-def needs_passphrase(data: bytes) -> bool:
-    """Whether `unwrap` of this key file needs a passphrase. Raises BadKeyFile."""
-    return _decode(data).method == "scrypt"
-
-
-def unwrap(data: bytes, passphrase: bytes | None = None) -> bytes:
-    """The master key in a key file. Raises WrongKey, BadKeyFile. May take long: not for the loop."""
-    file = _decode(data)
-    if file.method == "none":
-        master, check = file.key[:KEY_SIZE], file.key[KEY_SIZE:]
-        if len(master) != KEY_SIZE or check != _derive(_CHECK, master)[:4]:
-            raise BadKeyFile("the key file is damaged: its checksum does not fit")
-        return master
-    if passphrase is None:
-        raise WrongKey("the file system's key is protected by a passphrase, and none was given")
-    try:
-        cost = ScryptCost(file.n, file.r, file.p)
-    except ValueError as error:
-        raise BadKeyFile(f"the key file is damaged: {error}") from None
-    try:
-        return open_blob(_stretch(passphrase, file.salt, cost), file.key, _scrypt_aad(file.salt, cost))
-    except Corrupt:
-        raise WrongKey("the passphrase does not open the file system's key") from None
+def master_check(master: bytes) -> bytes:
+    """Checksum (4 bytes) of a master key that lies in the clear."""
+    return _derive(_CHECK, master)[:MASTER_CHECK_SIZE]
 
 
 def public_key(seed: bytes) -> bytes:
@@ -272,45 +217,5 @@ def sign(seed: bytes, message: bytes) -> bytes:
     return Ed25519PrivateKey.from_private_bytes(seed).sign(message)
 
 
-def verify_endorsement(
-    recovery_public: bytes, generation: int, verifying_key: bytes, signature: bytes
-) -> bool:
-    """Whether the recovery key with this public key endorsed `verifying_key` for `generation`."""
-    try:
-        key = Ed25519PublicKey.from_public_bytes(recovery_public)
-        key.verify(signature, _endorsement(generation, verifying_key))
-    except (InvalidSignature, ValueError):
-        return False
-    return True
-
-
 def _derive(context: str, material: bytes) -> bytes:
     return blake3(material, derive_key_context=context).digest()
-
-
-def _endorsement(generation: int, verifying_key: bytes) -> bytes:
-    return _ENDORSEMENT + generation.to_bytes(4, "little") + verifying_key
-
-
-def _stretch(passphrase: bytes, salt: bytes, cost: ScryptCost) -> bytes:
-    return Scrypt(salt=salt, length=KEY_SIZE, n=cost.n, r=cost.r, p=cost.p).derive(passphrase)
-
-
-def _scrypt_aad(salt: bytes, cost: ScryptCost) -> bytes:
-    return b"gridfs key file %d %d %d %d " % (KEY_FILE_VERSION, cost.n, cost.r, cost.p) + salt
-
-
-def _encode(file: _KeyFile) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
-
-
-def _decode(data: bytes) -> _KeyFile:
-    try:
-        version = msgspec.json.decode(data, type=dict[str, object]).get("version")
-        if isinstance(version, int) and version != KEY_FILE_VERSION:
-            raise BadKeyFile(
-                f"the key file has format version {version}; this gridfs knows {KEY_FILE_VERSION}"
-            )
-        return msgspec.json.decode(data, type=_KeyFile)
-    except msgspec.MsgspecError:
-        raise BadKeyFile("the key file is damaged: it is not what gridfs wrote") from None

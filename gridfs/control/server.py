@@ -119,7 +119,7 @@ class ControlServer:
             try:
                 await self._files.sync()
             except TakenOver as error:
-                answer = {"error": str(error)}
+                answer = {"error": str(error), "taken_over": True}
             nursery.cancel_scope.cancel()
         await _send(connection, answer)
 

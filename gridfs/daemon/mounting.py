@@ -20,6 +20,7 @@ from gridfs.codec.keys import KeyTree
 from gridfs.config import Config
 from gridfs.control.server import ControlServer
 from gridfs.daemon.report import mount_report
+from gridfs.exits import sole
 from gridfs.fuse.session import Session, SessionConfig, tune_allocator
 from gridfs.grid.roster import Roster
 from gridfs.host.home import Home
@@ -52,15 +53,7 @@ def run_daemon(request: MountRequest, ready: Callable[[list[str]], None]) -> Non
     try:
         trio.run(_run, request, ready, strict_exception_groups=False)
     except BaseExceptionGroup as group:
-        # The first one is the cause; what the nursery cancelled after it tells nothing.
-        raise _first(group) from None
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        raise sole(group) from None
 
 
 async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> None:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-from gridfs.codec.keys import KeyTree
+from gridfs.codec.headkeys import HeadKeys
 from gridfs.files.headstate import Base, base_of
 from gridfs.files.runs import batches, only_run, read_runs
 from gridfs.grid.downloader import Downloader
 from gridfs.grid.heads import HeadServers
 from gridfs.meta.records import CarriedData, HeadBody, JournalBody, decode_journal, open_head
 from storage.errors import Corrupt
-from storage.format.head import HeadRecord, log_name
+from storage.format.head import HeadRecord, fits
 
 JOURNAL_BYTES_AT_ONCE = 16 << 20
 """Bytes of journal packs that are read in one round trip."""
@@ -42,20 +39,27 @@ class BehindCheckpoint(Exception):
 class History:
     """Reads one file system's past from the grid."""
 
-    def __init__(self, heads: HeadServers, downloader: Downloader, keys: KeyTree) -> None:
+    def __init__(self, heads: HeadServers, downloader: Downloader, keys: HeadKeys) -> None:
         self._heads = heads
         self._downloader = downloader
-        self._keys = keys
-        self._log = log_name(keys.verifying_key)
-        self._verifier = Ed25519PublicKey.from_public_bytes(keys.verifying_key)
+        self._log = keys.log
+        self._readable = [(tree.verifying_key, tree.journal_key) for tree in (keys.tree, *keys.former)]
+
+    def is_valid(self, record: HeadRecord) -> bool:
+        """Whether one of the file system's keys signed this record."""
+        return self._journal_key(record) is not None
 
     def body(self, record: HeadRecord) -> HeadBody:
         """Check a record's signature and open it. Raises Corrupt."""
-        try:
-            self._verifier.verify(record.signature, record.signed_bytes(self._log))
-        except InvalidSignature:
-            raise Corrupt(f"head record {record.epoch}.{record.sequence} is forged") from None
-        return open_head(record.payload, self._keys.journal_key, record.epoch, record.sequence)
+        journal_key = self._journal_key(record)
+        if journal_key is None:
+            raise Corrupt(f"head record {record.epoch}.{record.sequence} is forged")
+        return open_head(record.payload, journal_key, record.epoch, record.sequence)
+
+    def _journal_key(self, record: HeadRecord) -> bytes | None:
+        """Journal key of the generation that signed a record."""
+        signed = record.signed_bytes(self._log)
+        return next((key for signer, key in self._readable if fits(signer, record.signature, signed)), None)
 
     async def behind(self, newest: HeadRecord, number: int) -> Tail:
         """All operations behind `number`, up to those of the record `newest`.
@@ -69,7 +73,7 @@ class History:
         reached = body.after
         previous = newest.previous
         if reached > number and reached != body.gathered:
-            known = {record.record_hash(): record for record in await self._heads.records()}
+            known = {record.record_hash(): record for record in await self._records(body)}
             while reached > number and reached != body.gathered:
                 record = known.get(previous)
                 if record is None:
@@ -106,13 +110,18 @@ class History:
         known: dict[bytes, HeadRecord] | None = None
         while not bodies[-1].begins:
             if known is None:
-                known = {record.record_hash(): record for record in await self._heads.records()}
+                known = {record.record_hash(): record for record in await self._records(body)}
             record = known.get(previous)
             if record is None:
                 raise Corrupt("the head log lacks records with synced data")
             bodies.append(self.body(record))
             previous = record.previous
         return [(body.last, data) for body in reversed(bodies) for data in body.data]
+
+    async def _records(self, body: HeadBody) -> list[HeadRecord]:
+        """All that the head servers keep; enough of them, that none which a quorum has can be missing."""
+        enough = len(body.head_servers) - body.quorum + 1
+        return await self._heads.records(min(enough, len(self._heads.servers)))
 
     async def _base(self, body: HeadBody) -> tuple[Base, JournalBody | None]:
         """What a record rests on, and its newest journal pack where that had to be read to know."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import trio
 
-from gridfs.codec.keys import KeyTree, sign
+from gridfs.codec.headkeys import HeadKeys
 from gridfs.files.barriers import Barriers
 from gridfs.files.carrying import Carrying, Picked
 from gridfs.files.checkpointing import Checkpointer
@@ -37,13 +37,14 @@ from gridfs.meta.operations import Retire
 from gridfs.meta.records import (
     SALT_SIZE,
     HeadBody,
+    Settings,
     brief,
     operations_max,
     seal_head,
 )
 from gridfs.meta.store import ROOT
 from storage.errors import Conflict, StorageError
-from storage.format.head import HeadRecord, log_name, trim_signed_bytes
+from storage.format.head import HeadRecord, trim_signed_bytes
 from storage.ports import Machine
 
 logger = logging.getLogger(__name__)
@@ -56,12 +57,24 @@ class TakenOver(Exception):
     """Another mount writes this file system now. `str()` is one line for a person."""
 
 
+class ShutOut(TakenOver):
+    """The recovery key has made new keys, and this machine has the old ones."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this machine was shut out: the file system has new keys; `gridfs spool export` gets out what is "
+            "only here, `gridfs forget` and then `gridfs recover` with the recovery key let it in again"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class JournalConfig:
     k: int
     n: int
     quorum: int
+    settings: Settings
     generation: int = 1
+    """Of the list of head servers."""
     takes_over: bool = False
     """Go on from what another client has written last."""
     ship_every_s: float = 5.0
@@ -98,7 +111,7 @@ class Journal:
         checkpointer: Checkpointer,
         heads: HeadServers,
         history: History,
-        keys: KeyTree,
+        keys: HeadKeys,
         state: HeadState,
         config: JournalConfig,
     ) -> None:
@@ -111,8 +124,9 @@ class Journal:
         self._history = history
         self._keys = keys
         self._config = config
-        self._name = log_name(keys.verifying_key)
+        self._name = keys.log
         self._wanted = 0
+        self._is_begin_wanted = False
         self._wake = trio.Event()
         self._progress = trio.Event()
         self._carrying = Carrying(log, dirty, writer)
@@ -154,23 +168,31 @@ class Journal:
         """
         was_new, knows = self.state.is_new, frozenset(self.state.runs)
         self.state.begin_run(self._machine.entropy.token(16))
-        epoch, step = self.state.epoch + 1, 1
+        epoch, step = max(self.state.epoch, self._keys.epoch_floor) + 1, 1
         while True:
             # Durable before it is used: after a crash, of the machine too, the newest record must be known
             # as our own, and an epoch must not begin twice.
             self.state.epoch = epoch
             self._gatherer.save()
             await self._log.settle()
-            claim = await self._heads.claim(self._keys.verifying_key, epoch, self.state.mount_id)
+            mine = self._keys.claim(epoch, self.state.mount_id)
+            claim = await self._heads.claim(mine, self._history.is_valid)
             if claim.promises + claim.refused < enough:
                 raise NotEnoughServers("asking the head servers", claim.promises, enough)
             if not claim.refused:
                 break
+            await self._check_keys()
             epoch, step = epoch + step, step * 2
         await self._adopt(claim, was_new, knows)
         self._barriers.hold_again(self.state.shipped)
         self.claimed = claim.promises >= self._config.quorum
         self._begins = True
+
+    async def _check_keys(self) -> None:
+        """Raise ShutOut if it is for newer keys that head servers refuse us."""
+        for standing in await self._heads.look():
+            if self._keys.yields_to(standing.succession):
+                raise ShutOut
 
     async def _adopt(self, claim: Claim, was_new: bool, knows: frozenset[bytes]) -> None:
         """Take over the newest record; a local state that is older is rolled forward first.
@@ -275,6 +297,17 @@ class Journal:
             self._wake.set()
             await self._progress.wait()
 
+    async def begun(self) -> None:
+        """Wait until a record of this epoch that stands for itself is on the quorum of head servers.
+
+        From then on nothing depends on what earlier epochs, or keys, have written there. Raises TakenOver.
+        """
+        while self._begins:
+            self._check_owner()
+            self._is_begin_wanted = True
+            self._wake.set()
+            await self._progress.wait()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Ship until cancelled, or until another mount took over; failures are retried for ever."""
         task_status.started()
@@ -287,6 +320,7 @@ class Journal:
             except TakenOver as error:
                 self.taken_over = str(error)
                 self._carrying.give_up()
+                self._writer.halt(error)
                 logger.error("this mount lost the file system to another one: %s", error)
             except (GridError, StorageError, OSError) as error:
                 self._checkpointer.relax()
@@ -313,7 +347,8 @@ class Journal:
         limit = self._barriers.limit()
         if limit < self._log.number:
             self._barriers.push()
-        if self._draft is not None or limit > self.state.shipped or self._carrying.is_wanted:
+        is_wanted = self._carrying.is_wanted or self._must_begin
+        if self._draft is not None or limit > self.state.shipped or is_wanted:
             await self._ship()
         elif limit < self._log.number:
             await self._writer.progressed()  # held back by data that is on its way
@@ -325,7 +360,11 @@ class Journal:
 
     @property
     def _is_wanted(self) -> bool:
-        return self._wanted > self.state.shipped or self._carrying.is_wanted
+        return self._wanted > self.state.shipped or self._carrying.is_wanted or self._must_begin
+
+    @property
+    def _must_begin(self) -> bool:
+        return self._begins and self._is_begin_wanted
 
     async def _sleep(self) -> None:
         """Until somebody waits for a record, or operations nobody waits for are due."""
@@ -334,8 +373,10 @@ class Journal:
             await self._wake.wait()
 
     async def _reclaim(self) -> None:
-        claim = await self._heads.claim(self._keys.verifying_key, self.state.epoch, self.state.mount_id)
+        mine = self._keys.claim(self.state.epoch, self.state.mount_id)
+        claim = await self._heads.claim(mine, self._history.is_valid)
         if claim.refused:
+            await self._check_keys()
             raise TakenOver("another client has claimed this file system")
         if claim.promises < self._config.quorum:
             raise NotEnoughServers("claiming the head log", claim.promises, self._config.quorum)
@@ -357,7 +398,7 @@ class Journal:
         state.previous = draft.record.record_hash()
         state.shipped = max(state.shipped, draft.last)
         state.runs = [state.mount_id]
-        self._begins = False
+        self._begins = self._is_begin_wanted = False
         self._carrying.landed(draft.picked)
         self._count(draft.size)
         emptied = draft.gathered > state.emptied
@@ -436,20 +477,21 @@ class Journal:
             begins=picked.begins,
             carries=self._carrying.carries(picked),
             data=self._carrying.data(picked),
+            settings=config.settings,
             checkpoint=self.base.checkpoint,
             checkpointed=self.base.checkpointed,
             earlier=brief(self.base.journals[:-1]),
         )
         sequence = state.sequence + 1
         salt = self._machine.entropy.token(SALT_SIZE)
-        payload = seal_head(body, self._keys.journal_key, salt, state.epoch, sequence)
+        payload = seal_head(body, self._keys.tree.journal_key, salt, state.epoch, sequence)
         unsigned = HeadRecord(state.epoch, sequence, state.previous, payload, bytes(64), state.mount_id)
-        signature = sign(self._keys.signing_seed, unsigned.signed_bytes(self._name))
+        signature = self._keys.sign(unsigned.signed_bytes(self._name))
         return HeadRecord(state.epoch, sequence, state.previous, payload, signature, state.mount_id)
 
     async def _trim(self) -> None:
         """Records before the newest are in journal packs now."""
-        signature = sign(self._keys.signing_seed, trim_signed_bytes(self._name, self.state.stamp))
+        signature = self._keys.sign(trim_signed_bytes(self._name, self.state.stamp))
         await self._heads.trim(self.state.stamp, signature)
 
     def _check_owner(self) -> None:

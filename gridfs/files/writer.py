@@ -94,6 +94,7 @@ class Writer:
         self._seal_turn = trio.Lock()
         self._plaintext = bytearray()
         self._columns: list[list[bytearray]] = []
+        self._halted: Exception | None = None
         self.sealed_bytes = 0
         self.trouble: str | None = None
         """Why nothing gets into the grid just now, in words; None while all is well."""
@@ -119,6 +120,14 @@ class Writer:
         self._freezer.draining = True
         self._wake.set()
 
+    def halt(self, reason: Exception) -> None:
+        """Freeze and commit nothing any more, so that the spool keeps it: nobody would hear of the packs.
+
+        Who waits for data to be stored gets `reason` raised.
+        """
+        self._halted = reason
+        self._progress_made()
+
     def want(self, ino: int, number: int) -> None:
         """Freeze this inode's data soon (something else will wait for it)."""
         if not self.is_stored(ino, number):
@@ -130,15 +139,23 @@ class Writer:
         return self._freezer.is_stored(ino, number)
 
     async def stored(self, ino: int, number: int) -> None:
-        """Wait until every byte of `ino` written by operations up to `number` is committed."""
+        """Wait until every byte of `ino` written by operations up to `number` is committed.
+
+        Raises what `halt` was given.
+        """
         while not self.is_stored(ino, number):
+            self._check_halted()
             self._freezer.want(ino, number)
             self._wake.set()
             await self._progress.wait()
 
     async def all_stored(self, number: int) -> None:
-        """Wait until every byte written by operations up to `number`, of any inode, is committed."""
+        """Wait until every byte written by operations up to `number`, of any inode, is committed.
+
+        Raises what `halt` was given.
+        """
         while inodes := self._freezer.unstored(number):
+            self._check_halted()
             for ino in inodes:
                 self._freezer.want(ino, number)
             self._wake.set()
@@ -157,6 +174,10 @@ class Writer:
         """Packs on their way."""
         return len(self._flights)
 
+    def _check_halted(self) -> None:
+        if self._halted is not None:
+            raise self._halted
+
     # ---- the loop
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -165,7 +186,7 @@ class Writer:
             task_status.started()
             while True:
                 self._wake = trio.Event()
-                while (flight := self._freezer.select()) is not None:
+                while self._halted is None and (flight := self._freezer.select()) is not None:
                     self._prepare(flight)
                     await self._admit(flight.cost)
                     self.sealed_bytes += flight.cost
@@ -283,7 +304,7 @@ class Writer:
 
     async def _commit_ready(self) -> None:
         """Commit what is in the grid, in order. A local disk that refuses is waited for."""
-        while self._flights and self._flights[0].pack is not None:
+        while self._halted is None and self._flights and self._flights[0].pack is not None:
             try:
                 self._commit(self._flights[0])
             except (OSError, Exhausted) as error:

@@ -15,7 +15,7 @@ import trio
 from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.roster import Roster, ServerId
 from storage.errors import Conflict, StorageError
-from storage.headlog import HeadRecord
+from storage.headlog import HeadClaim, HeadRecord, HeadStanding
 
 T = TypeVar("T")
 
@@ -26,9 +26,7 @@ LOG_BYTES_MAX = 256 << 20
 class HeadClient(Protocol):
     """The part of a storage client that a head log needs."""
 
-    async def head_claim(
-        self, log: bytes, verifying_key: bytes, epoch: int, mount_id: bytes
-    ) -> tuple[int, bytes, HeadRecord | None]: ...
+    async def head_claim(self, claim: HeadClaim) -> tuple[int, bytes, HeadRecord | None]: ...
 
     async def head_append(self, log: bytes, record: HeadRecord) -> None: ...
 
@@ -38,6 +36,8 @@ class HeadClient(Protocol):
 
     async def head_trim(self, log: bytes, before: tuple[int, int], signature: bytes) -> None: ...
 
+    async def head_look(self, log: bytes) -> HeadStanding | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -46,9 +46,9 @@ class Claim:
     promises: int
     """Servers that promised this epoch."""
     refused: int
-    """Servers that promised this epoch or a higher one to another mount."""
+    """Servers that promised this epoch or a higher one to another mount, or to a successor of our key."""
     newest: HeadRecord | None
-    """The newest record that any server which promised has."""
+    """The newest valid record that any server which promised has."""
     holders: int
     """Servers whose newest record it is."""
 
@@ -64,31 +64,47 @@ class HeadServers:
         self._roster = roster
         self._log = log
 
-    async def claim(self, verifying_key: bytes, epoch: int, mount_id: bytes) -> Claim:
-        """Claim `epoch`; returns once every server answered or failed."""
+    async def claim(self, claim: HeadClaim, is_valid: Callable[[HeadRecord], bool]) -> Claim:
+        """Claim an epoch; returns once every server answered or failed.
+
+        A server whose newest record is not valid (it lies, or keeps what a successor wrote that was given up)
+        counts as one without records.
+        """
         refused = 0
 
         async def ask(client: HeadClient) -> HeadRecord | bool | None:
             nonlocal refused
             try:
-                _, _, newest = await client.head_claim(self._log, verifying_key, epoch, mount_id)
+                _, _, newest = await client.head_claim(claim)
             except Conflict:
                 refused += 1
                 return False
             return newest
 
         answers = await self._ask_all(ask, 0, "claiming the head log", everybody=True)
-        records = [answer for answer in answers if isinstance(answer, HeadRecord)]
+        records = [answer for answer in answers if isinstance(answer, HeadRecord) and is_valid(answer)]
         newest = max(records, key=lambda record: record.stamp, default=None)
         return Claim(len(answers) - refused, refused, newest, records.count(newest) if newest else 0)
 
-    async def records(self) -> list[HeadRecord]:
-        """Every record that any server which answers keeps, each once, oldest first."""
+    async def look(self) -> list[HeadStanding]:
+        """How the log stands on every server that answers and has it."""
+
+        async def ask(client: HeadClient) -> HeadStanding | None:
+            return await client.head_look(self._log)
+
+        answers = await self._ask_all(ask, 0, "reading the head log", everybody=True)
+        return [answer for answer in answers if answer is not None]
+
+    async def records(self, enough: int = 0) -> list[HeadRecord]:
+        """Every record that any server which answers keeps, each once, oldest first.
+
+        Raises NotEnoughServers if fewer than `enough` answer.
+        """
 
         async def ask(client: HeadClient) -> list[HeadRecord]:
             return await client.head_read(self._log, None, LOG_BYTES_MAX)
 
-        answers = await self._ask_all(ask, 0, "reading the head log", everybody=True)
+        answers = await self._ask_all(ask, enough, "reading the head log", everybody=True)
         found = {record.record_hash(): record for records in answers for record in records}
         return sorted(found.values(), key=lambda record: record.stamp)
 

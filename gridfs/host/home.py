@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from platformdirs import user_data_path
 
 from gridfs.config import Config
 from gridfs.exits import LOCKED, NO_SUCH_FILE_SYSTEM, CommandError
+from storage.ports import Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,59 @@ class Home:
             yield f"/proc/self/fd/{descriptor}/control.sock"
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_home(folder: Path) -> Iterator[Home]:
+    """A file system's folder in the making, beside its place; renamed to it at the end, durably.
+
+    There is never half a file system: what fails in the block leaves nothing behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = Home(folder.with_name(f".{folder.name}.new-{os.getpid()}"))
+    draft.folder.mkdir(mode=0o700)
+    try:
+        yield draft
+        sync_directory(draft.folder)
+        os.rename(draft.folder, folder)
+        sync_directory(folder.parent)
+    except BaseException:
+        shutil.rmtree(draft.folder, ignore_errors=True)
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Make creations, renames and removals in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold off other commands that change files of a folder, mounted or not."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def replace_private(disk: Disk, path: str, data: bytes) -> None:
+    """Put `data` (mode 0600) in the place of a file: after a crash the old or the new is there, whole."""
+    new = f"{path}.new"
+    file = disk.open(new, create=True)
+    try:
+        file.resize(0)
+        file.write_at([data], 0)
+        file.sync()
+    finally:
+        file.close()
+    disk.replace(new, path)
+    disk.sync_directory(os.path.dirname(path))
 
 
 def write_private(path: Path, data: bytes, *, exclusive: bool = False) -> None:

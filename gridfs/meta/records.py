@@ -48,6 +48,18 @@ class Journaled(msgspec.Struct, frozen=True, array_like=True, gc=False):
     pack: PackRecord
 
 
+class Settings(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a file system is, for a machine that has nothing of it."""
+
+    file_system: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    k: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    n: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    happy: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    shares_per_server: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    recovery_public: Hash
+    """Public half of the recovery key."""
+
+
 class HeadBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The body of one head log record."""
 
@@ -71,6 +83,7 @@ class HeadBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
     carries: bool
     """Whether data in records, from the last that begins to this one, may be in no pack yet."""
     data: list[CarriedData]
+    settings: Settings
     checkpoint: PackRecord | None = None
     """Root pack of the newest checkpoint, if there is any."""
     checkpointed: Count = 0

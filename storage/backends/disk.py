@@ -36,7 +36,7 @@ from storage.backends.requests import KEYS_PER_OPERATION, check_keys, check_shar
 from storage.backends.sharefiles import WrittenFile
 from storage.errors import Exhausted, StorageError, Unavailable
 from storage.groupcommit import GroupCommit, Ticket
-from storage.leases import Lease
+from storage.leases import Holder, Lease
 from storage.ports import Disk, Offload, Space
 
 _LOGGER = logging.getLogger(__name__)
@@ -156,6 +156,13 @@ class DiskBackend:
     def unpin(self, piece: Piece) -> None:
         assert isinstance(piece.token, Descriptor)
         self._descriptors.unpin(piece.token)
+
+    def leased(self, holder: Holder, after: ShareKey | None, limit: int) -> list[ShareKey]:
+        index = self._directory_open.index
+        try:
+            return index.leased(holder, after, limit)
+        except apsw.Error as error:
+            raise Unavailable(f"index: {error}") from error
 
     def space(self) -> Space:
         disk = self._disk.space(self._directory)

@@ -25,7 +25,7 @@ import apsw
 from storage.backends.changes import BARE_ENTRY_SIZE, Change, Kind, ShareState
 from storage.backends.port import ShareKey
 from storage.errors import Conflict, Corrupt
-from storage.leases import Lease
+from storage.leases import Holder, Lease
 from storage.ports import Disk, File, Offload
 
 NAME = "index.db"
@@ -138,6 +138,16 @@ class ShareIndex:
         )
         leases = {(file_system, account): (epoch, seq) for file_system, account, epoch, seq in rows}
         return ShareState(self.place(key) is not None, leases)
+
+    def leased(self, holder: Holder, after: ShareKey | None, limit: int) -> list[ShareKey]:
+        """Keys of shares that are here and leased to the holder: the first ones behind `after`, in order."""
+        rows = self._connection.execute(
+            "SELECT pack, number FROM leases JOIN shares USING (pack, number)"
+            " WHERE holder = (SELECT id FROM holders WHERE file_system = ? AND account = ?)"
+            " AND (pack, number) > (?, ?) ORDER BY pack, number LIMIT ?",
+            (*holder, *(after or (b"", -1)), limit),
+        )
+        return [ShareKey(pack, number) for pack, number in rows]
 
     def counts(self) -> tuple[int, int]:
         """(shares, bytes of shares)."""

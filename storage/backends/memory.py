@@ -10,7 +10,7 @@ from storage.backends.changes import BatchView, Kind, ShareState
 from storage.backends.port import IncomingShare, Piece, ShareKey
 from storage.backends.requests import check_keys, check_shares, share_length
 from storage.errors import Exhausted, Unavailable
-from storage.leases import Lease
+from storage.leases import Holder, Lease
 from storage.ports import Buffer, Space
 
 
@@ -126,6 +126,11 @@ class MemoryBackend:
                 del self._states[key]
             answers.append(done)
         return answers
+
+    def leased(self, holder: Holder, after: ShareKey | None, limit: int) -> list[ShareKey]:
+        self._check_running()
+        found = (key for key, state in self._states.items() if holder in state.leases)
+        return sorted(key for key in found if after is None or key > after)[:limit]
 
     def space(self) -> Space:
         return Space(self._capacity, self._capacity - self._bytes)

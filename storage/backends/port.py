@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from storage.leases import Lease
+from storage.leases import Holder, Lease
 from storage.ports import Buffer, File, Space
 
 __all__ = ["IncomingShare", "Lease", "Piece", "ShareBackend", "ShareKey", "SyncPolicy"]
@@ -100,6 +100,9 @@ class ShareBackend(Protocol):
 
         True where the holder has no lease (any more), False where one with a stamp as high or higher stays.
         """
+
+    def leased(self, holder: Holder, after: ShareKey | None, limit: int) -> list[ShareKey]:
+        """Up to `limit` shares on which the holder has a lease, ascending, behind `after`."""
 
     def space(self) -> Space:
         """Bytes of capacity, and bytes that shares may still take."""

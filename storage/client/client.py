@@ -16,10 +16,11 @@ from storage.client.connection import Connection
 from storage.client.opening import open_connection
 from storage.client.records import ClientConfig, ClientStatistics, ServerInfo, SharePut, Span
 from storage.errors import Refused, StorageError, Unavailable
-from storage.headlog import HeadRecord
+from storage.headlog import HeadClaim, HeadRecord, HeadStanding
 from storage.ports import Buffer, Entropy, Network, Space
 from storage.wire import messages as wire
 from storage.wire.frames import Traffic
+from storage.wire.heads import entry_of, message_of, record_of, standing_of
 from storage.wire.url import Access
 
 Stamp = tuple[int, int]
@@ -157,20 +158,18 @@ class StorageClient:
         request = wire.Release(file_system, stamp[0], stamp[1], [wire.Key(*key) for key in keys])
         return _flags(await self._ask(wire.FlagsReply, request, traffic), keys)
 
-    async def head_claim(
-        self, log: bytes, verifying_key: bytes, epoch: int, mount_id: bytes
-    ) -> tuple[int, bytes, HeadRecord | None]:
+    async def head_claim(self, claim: HeadClaim) -> tuple[int, bytes, HeadRecord | None]:
         """Ask to be the log's writer; returns (promised epoch, its mount id, newest record).
 
-        Raises Conflict where a higher epoch, or this one to another mount, was promised. Idempotent.
+        Raises Conflict where a higher epoch, or this one to another mount, was promised, or the log belongs
+        to a successor of the key; Refused for a key that may not claim. Idempotent.
         """
-        request = wire.HeadClaim(log, verifying_key, epoch, mount_id)
-        reply = await self._ask(wire.ClaimReply, request, Traffic.HEAD)
-        return reply.epoch, reply.mount_id, None if reply.newest is None else _record(reply.newest)
+        reply = await self._ask(wire.ClaimReply, message_of(claim), Traffic.HEAD)
+        return reply.epoch, reply.mount_id, None if reply.newest is None else record_of(reply.newest)
 
     async def head_append(self, log: bytes, record: HeadRecord) -> None:
         """Append one signed record; durable on return. Idempotent. Raises Conflict, Refused, Exhausted."""
-        await self._ask(wire.DoneReply, wire.HeadAppend(log, _entry(record)), Traffic.HEAD)
+        await self._ask(wire.DoneReply, wire.HeadAppend(log, entry_of(record)), Traffic.HEAD)
 
     async def head_read(self, log: bytes, after: Stamp | None, limit_bytes: int) -> list[HeadRecord]:
         """Records after (epoch, sequence), oldest first, until `limit_bytes` of payload are reached.
@@ -185,7 +184,7 @@ class StorageClient:
             reply = await self._ask(wire.RecordsReply, request, Traffic.HEAD)
             if not reply.records:
                 break
-            records += map(_record, reply.records)
+            records += map(record_of, reply.records)
             after = (records[-1].epoch, records[-1].sequence)
             room -= sum(len(entry.payload) for entry in reply.records)
         return records
@@ -194,6 +193,29 @@ class StorageClient:
         """Drop records before (epoch, sequence), if the signature allows it. Idempotent."""
         request = wire.HeadTrim(log, wire.Position(*before), signature)
         await self._ask(wire.DoneReply, request, Traffic.HEAD)
+
+    async def head_look(self, log: bytes) -> HeadStanding | None:
+        """How the log stands, its newest record with it; None where the server has none of that name."""
+        reply = await self._ask(wire.StandingReply, wire.HeadLook(log), Traffic.HEAD)
+        return None if reply.standing is None else standing_of(reply.standing)
+
+    async def head_drop(self, log: bytes, epoch: int, signature: bytes) -> None:
+        """End the log, if the signature allows it and this epoch is the promised one. Idempotent.
+
+        Raises Conflict, Refused.
+        """
+        await self._ask(wire.DoneReply, wire.HeadDrop(log, epoch, signature), Traffic.HEAD)
+
+    async def leased(
+        self, file_system: bytes, after: tuple[bytes, int] | None, limit: int
+    ) -> list[tuple[bytes, int]]:
+        """Up to `limit` shares (pack id, number) that this account leases for a file system, ascending.
+
+        They begin behind `after`. `limit` is at most SHARES_MAX.
+        """
+        request = wire.Leased(file_system, None if after is None else wire.Key(*after), limit)
+        reply = await self._ask(wire.KeysReply, request, Traffic.UPLOAD)
+        return [(key.pack_id, key.number) for key in reply.keys]
 
     async def info(self) -> ServerInfo:
         """Version, sync policy and space of the server."""
@@ -285,15 +307,3 @@ def _flags(reply: wire.FlagsReply, asked: Sequence[object]) -> list[bool]:
     if len(reply.flags) != len(asked):
         raise Unavailable("the server breaks the protocol: it answered for other shares")
     return reply.flags
-
-
-def _record(entry: wire.HeadEntry) -> HeadRecord:
-    return HeadRecord(
-        entry.epoch, entry.sequence, entry.previous, entry.payload, entry.signature, entry.mount_id
-    )
-
-
-def _entry(record: HeadRecord) -> wire.HeadEntry:
-    return wire.HeadEntry(
-        record.epoch, record.sequence, record.previous, record.payload, record.signature, record.mount_id
-    )

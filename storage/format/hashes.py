@@ -57,9 +57,9 @@ def hash_entry(*parts: Buffer) -> bytes:
     return _digest(_ENTRY, parts, 16)
 
 
-def hash_verifying_key(key: Buffer) -> bytes:
-    """Name of a head log: hash of the Ed25519 verifying key that created it."""
-    return _digest(_HEAD_LOG, (key,))
+def hash_log_keys(first_key: Buffer, recovery_public: Buffer) -> bytes:
+    """Name of a head log: hash of its first verifying key and its recovery key's public half (Ed25519)."""
+    return _digest(_HEAD_LOG, (first_key, recovery_public))
 
 
 def hash_head_record(encoded: Buffer) -> bytes:

@@ -1,4 +1,4 @@
-"""The file behind the head logs: claims, records and trims as entries, replayed at the start.
+"""The file behind the head logs: claims, records, trims and drops as entries, replayed at the start.
 
 Synchronous; everything that writes belongs in a worker thread. The file is rewritten as a whole when most of
 it is garbage: a new one is written beside it, synced, and renamed over it.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from storage.appendfile import AppendBatch, AppendFile, disk_error, read_exactly
 from storage.errors import Corrupt
 from storage.format.entry import FILE_HEADER_SIZE, PREFIX_SIZE, Entry
-from storage.format.head import RECORD_OVERHEAD, HeadRecord
-from storage.headlog.state import Append, Claim, HeadLog, Operation, Slot, Trim
+from storage.format.head import RECORD_OVERHEAD, SIGNATURE_SIZE, WRAPPED_MAX, HeadRecord, Succession
+from storage.headlog.state import Append, Claim, Drop, HeadLog, Operation, Slot, Trim
 from storage.ports import Disk
 
 _LOGGER = logging.getLogger(__name__)
@@ -23,11 +23,14 @@ _LOGGER = logging.getLogger(__name__)
 MAGIC = b"gridfsHL"
 FILE_NAME = "heads"
 
-CLAIM, APPEND, TRIM = 1, 2, 3
+CLAIM, APPEND, TRIM, DROP = 1, 2, 3, 4
 _CLAIM = struct.Struct(">32s32sQ16s")
 _APPEND = struct.Struct(">32s")
 _TRIM = struct.Struct(">32sQQ")
-assert (_CLAIM.size, _APPEND.size, _TRIM.size) == (88, 32, 48)
+_DROP = struct.Struct(">32s")
+_SUCCESSION = struct.Struct(">I64s")
+assert (_CLAIM.size, _APPEND.size, _TRIM.size, _DROP.size) == (88, 32, 48, 32)
+assert _SUCCESSION.size == 4 + SIGNATURE_SIZE
 
 _STANDING_SIZE = PREFIX_SIZE + _CLAIM.size
 _RECORD_ENTRY_SIZE = PREFIX_SIZE + _APPEND.size
@@ -37,33 +40,66 @@ _REWRITE_BATCH = 4 * 1024 * 1024
 def add_operation(batch: AppendBatch, operation: Operation) -> Entry:
     """Put one operation into a batch."""
     match operation:
-        case Claim(log, key, epoch, mount_id):
-            return batch.add(CLAIM, _CLAIM.pack(log, key, epoch, mount_id))
+        case Claim(log, key, epoch, mount_id, succession):
+            return batch.add(CLAIM, _CLAIM.pack(log, key, epoch, mount_id), _reason(succession))
         case Append(log, record):
             return batch.add(APPEND, _APPEND.pack(log), [record.encode()])
         case Trim(log, (epoch, sequence)):
             return batch.add(TRIM, _TRIM.pack(log, epoch, sequence))
+        case Drop(log, _):
+            return batch.add(DROP, _DROP.pack(log))
 
 
-def apply_entry(logs: dict[bytes, HeadLog], entry: Entry, record: HeadRecord | None) -> None:
+def _reason(succession: Succession | None) -> list[bytes]:
+    """Payload of a claim: nothing for the first key, else why the claiming key may claim."""
+    if succession is None:
+        return []
+    return [_SUCCESSION.pack(succession.generation, succession.signature), succession.wrapped]
+
+
+def read_entry(entry: Entry, payload: bytes) -> Operation:
+    """What a durable entry says. Raises Corrupt."""
+    try:
+        if entry.kind == CLAIM:
+            name, key, epoch, mount_id = _CLAIM.unpack(entry.fields)
+            succession = None
+            if payload:
+                generation, signature = _SUCCESSION.unpack_from(payload)
+                succession = Succession(generation, key, payload[_SUCCESSION.size :], signature)
+            return Claim(name, key, epoch, mount_id, succession)
+        if entry.kind == TRIM:
+            name, epoch, sequence = _TRIM.unpack(entry.fields)
+            return Trim(name, (epoch, sequence))
+        if entry.kind == APPEND:
+            (name,) = _APPEND.unpack(entry.fields)
+            return Append(name, HeadRecord.decode(payload))
+        if entry.kind == DROP:
+            (name,) = _DROP.unpack(entry.fields)
+            return Drop(name, 0)
+    except struct.error as error:
+        raise Corrupt(f"head log file: an entry of kind {entry.kind} is malformed: {error}") from None
+    raise Corrupt(f"head log file: entry of unknown kind {entry.kind}")
+
+
+def apply_entry(logs: dict[bytes, HeadLog], entry: Entry, operation: Operation) -> None:
     """Change committed state as a durable entry says; the same for a live batch and for replay.
 
-    `record`: the decoded payload of an APPEND. What speaks of a log whose claim has rotted away is dropped.
+    What speaks of a log whose claim has rotted away is dropped.
     """
-    if entry.kind == CLAIM:
-        name, key, epoch, mount_id = _CLAIM.unpack(entry.fields)
-        log = logs.setdefault(name, HeadLog(name, key, epoch, mount_id))
-        log.epoch, log.mount_id = epoch, mount_id
-    elif entry.kind == TRIM:
-        name, epoch, sequence = _TRIM.unpack(entry.fields)
-        if name in logs:
-            logs[name].trim((epoch, sequence))
-    elif entry.kind == APPEND and record is not None:
-        (name,) = _APPEND.unpack(entry.fields)
-        if name in logs:
-            logs[name].keep(Slot(*record.stamp, entry.payload_offset, entry.payload_length))
-    else:
-        raise Corrupt(f"head log file: entry of unknown kind {entry.kind}")
+    log = logs.get(operation.log)
+    match operation:
+        case Claim(name, key, epoch, mount_id):
+            if log is None:
+                log = logs[name] = HeadLog(name, key, epoch, mount_id)
+            log.claim(operation)
+        case Append(_, record) if log is not None:
+            log.keep(Slot(*record.stamp, entry.payload_offset, entry.payload_length))
+        case Trim(_, before) if log is not None:
+            log.trim(before)
+        case Drop() if log is not None:
+            del logs[operation.log]
+        case _:
+            pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +153,7 @@ class HeadJournal:
         end = FILE_HEADER_SIZE
         for entry, payload in file.scan():
             if payload is not None:
-                record = HeadRecord.decode(payload) if entry.kind == APPEND else None
-                apply_entry(logs, entry, record)
+                apply_entry(logs, entry, read_entry(entry, bytes(payload)))
                 end = entry.end
         if end < file.file.size():
             file.cut(end)
@@ -140,7 +175,13 @@ class HeadJournal:
 
     def garbage_bytes(self, logs: Iterable[HeadLog]) -> int:
         """Bytes of the file that a rewrite would save."""
-        live = sum(log.record_bytes + len(log.slots) * _RECORD_ENTRY_SIZE + _STANDING_SIZE for log in logs)
+        live = sum(
+            log.record_bytes
+            + len(log.slots) * _RECORD_ENTRY_SIZE
+            + _STANDING_SIZE
+            + sum(map(len, _reason(log.succession)))
+            for log in logs
+        )
         return self._open_file.end - FILE_HEADER_SIZE - live
 
     def rewrite(self, logs: Iterable[HeadLog]) -> Rewritten:
@@ -175,15 +216,16 @@ class HeadJournal:
         fresh: dict[bytes, HeadLog] = {}
         batch = new.batch()
         for log in logs:
-            claim = Claim(log.name, log.verifying_key, log.epoch, log.mount_id)
-            apply_entry(fresh, add_operation(batch, claim), None)
+            claim = Claim(log.name, log.verifying_key, log.epoch, log.mount_id, log.succession)
+            apply_entry(fresh, add_operation(batch, claim), claim)
             for slot in log.slots:
                 try:
                     record = self.read(slot)
                 except Corrupt as error:
                     _LOGGER.error("head record %s has rotted away: %s", slot.stamp, error)
                     continue
-                apply_entry(fresh, add_operation(batch, Append(log.name, record)), record)
+                append = Append(log.name, record)
+                apply_entry(fresh, add_operation(batch, append), append)
                 if batch.end - batch.offset > _REWRITE_BATCH:
                     new.write(batch, sync=False)
                     batch = new.batch()
@@ -197,3 +239,4 @@ class HeadJournal:
 
 
 assert RECORD_OVERHEAD + 64 * 1024 < 128 * 1024, "a record fits an entry's payload"
+assert _SUCCESSION.size + WRAPPED_MAX < 128 * 1024, "and so does a succession"

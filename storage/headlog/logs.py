@@ -1,8 +1,9 @@
 """All head logs of one server, in one append-only file, so that concurrent appends share one sync.
 
-A log is created by the first claim whose verifying key hashes to its name. A claim is a promise: once
-(epoch, mount) is promised, lower epochs and other mounts of the same epoch are refused. Records are kept
-until their writer trims them, within bounds. Memory holds the stamps and places of records, not their bytes.
+A log is created by the first claim with the two keys that its name is the hash of. A claim is a promise: once
+(epoch, mount) is promised, lower epochs and other mounts of the same epoch are refused, and with them every
+key of an older generation. Records are kept until their writer trims them, within bounds. Memory holds the
+stamps and places of records, not their bytes.
 
 Atomic between awaits: `_logs` and `_file` change only in `_commit` and `_upkeep`, after the bytes they speak
 of are durable, so that `read` never shows what a crash could take back. SPEC.md has the crash analysis.
@@ -14,17 +15,21 @@ import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import trio
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from storage.errors import Conflict, Exhausted, Missing, Refused, StorageError
-from storage.format.head import HeadRecord, log_name, trim_signed_bytes
+from storage.format.head import (
+    HeadClaim,
+    HeadRecord,
+    HeadStanding,
+    drop_signed_bytes,
+    fits,
+    trim_signed_bytes,
+)
 from storage.groupcommit import GroupCommit, Ticket
 from storage.headlog.journal import HeadJournal, add_operation, apply_entry
-from storage.headlog.state import Append, Claim, HeadLog, Operation, Slot, Staged, Trim
+from storage.headlog.state import Append, Claim, Drop, HeadLog, Operation, Slot, Staged, Trim
 from storage.leases import STAMP_MAX, Stamp
 from storage.ports import Disk, Offload
 
@@ -73,19 +78,17 @@ class HeadLogs:
         finally:
             self._journal.close()
 
-    async def claim(self, log: bytes, verifying_key: bytes, epoch: int, mount_id: bytes) -> Claimed:
-        """Promise `epoch` to a mount; returns (epoch, mount id, newest record) as they then stand.
+    async def claim(self, claim: HeadClaim) -> Claimed:
+        """Promise an epoch to a mount; returns (epoch, mount id, newest record) as they then stand.
 
-        Durable on return, idempotent, a checkpoint. Creates the log where the key hashes to its name.
-        Raises Conflict where a higher epoch, or this one to another mount, was promised; Refused for a key
-        that is not this log's; Exhausted where the server keeps too many logs.
+        Durable on return, idempotent, a checkpoint. Creates the log where there is none of that name, and
+        gives it to a successor that the recovery key endorsed. Raises Conflict where a higher epoch, or this
+        one to another mount, was promised, or the log belongs to a younger generation; Refused for a key
+        that may not claim; Exhausted where the server keeps too many logs.
         """
-        if len(log) != 32 or len(verifying_key) != 32 or len(mount_id) != 16 or not 0 <= epoch <= STAMP_MAX:
-            raise Refused("malformed claim")
-        held = self._logs.get(log)
-        if verifying_key != held.verifying_key if held else log_name(verifying_key) != log:
-            raise Refused("the verifying key is not that of this head log")
-        claimed = await self._commits.submit(Claim(log, verifying_key, epoch, mount_id))
+        claim.check()
+        operation = Claim(claim.log, claim.verifying_key, claim.epoch, claim.mount_id, claim.succession)
+        claimed = await self._commits.submit(operation)
         assert claimed is not None
         return claimed
 
@@ -108,6 +111,24 @@ class HeadLogs:
             raise Refused("malformed trim")
         self._check_signature(log, signature, trim_signed_bytes(log, before))
         await self._commits.submit(Trim(log, before))
+
+    async def drop(self, log: bytes, epoch: int, signature: bytes) -> None:
+        """End a log and forget its records; durable on return, idempotent, a checkpoint.
+
+        `signature` is over `drop_signed_bytes`. Raises Refused for a wrong one, Conflict where another epoch
+        than this one is promised. A log that is not there is ended already.
+        """
+        if log in self._logs:
+            self._check_signature(log, signature, drop_signed_bytes(log, epoch))
+            await self._commits.submit(Drop(log, epoch))
+
+    def look(self, log: bytes) -> HeadStanding | None:
+        """How a log stands; None where there is none. Raises Corrupt, Unavailable."""
+        held = self._logs.get(log)
+        if held is None:
+            return None
+        newest = self._journal.read(held.newest) if held.newest else None
+        return HeadStanding(held.epoch, held.mount_id, held.succession, newest)
 
     def read(self, log: bytes, after: Stamp | None, limit_bytes: int) -> list[HeadRecord]:
         """Kept records above `after` (all for None) in order, until their payloads reach `limit_bytes`.
@@ -136,10 +157,8 @@ class HeadLogs:
         held = self._logs.get(log)
         if held is None:
             raise Missing("no such head log on this server")
-        try:
-            _public_key(held.verifying_key).verify(signature, message)
-        except (InvalidSignature, ValueError):
-            raise Refused("the signature does not fit this head log") from None
+        if not fits(held.verifying_key, signature, message):
+            raise Refused("the signature does not fit this head log")
 
     async def _commit(self, tickets: Sequence[Ticket[Operation, Claimed | None]]) -> None:
         staged: dict[bytes, Staged] = {}
@@ -156,12 +175,11 @@ class HeadLogs:
                 continue
             answers.append((ticket, answer))
             if changed:
-                record = operation.record if isinstance(operation, Append) else None
-                changes.append((add_operation(batch, operation), record))
+                changes.append((add_operation(batch, operation), operation))
         if changes:
             await self._offload.run(self._journal.write, batch)
-            for entry, record in changes:
-                apply_entry(self._logs, entry, record)
+            for entry, operation in changes:
+                apply_entry(self._logs, entry, operation)
         for ticket, answer in answers:
             ticket.succeed(answer)
 
@@ -185,6 +203,8 @@ class HeadLogs:
                 elif kept != record:
                     raise Conflict(f"another record has the place {record.stamp}")
                 return None, kept is None
+            case Drop(_, epoch):
+                return None, log.drop(epoch)
             case Trim(_, before):
                 oldest = log.log.slots[0].stamp if log.log and log.log.slots else None
                 return None, oldest is not None and oldest < before
@@ -215,9 +235,3 @@ class HeadLogs:
                 self._logs = rewritten.logs
                 self._rewrite_above = self._config.garbage_bytes_min
         return False
-
-
-@lru_cache(maxsize=64)
-def _public_key(verifying_key: bytes) -> Ed25519PublicKey:
-    """Making the key object takes half as long as using it."""
-    return Ed25519PublicKey.from_public_bytes(verifying_key)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from storage.errors import Conflict
-from storage.format.head import NO_MOUNT, RECORD_OVERHEAD, HeadRecord
+from storage.format.head import NO_MOUNT, RECORD_OVERHEAD, HeadRecord, Succession, generation_of
 from storage.leases import Stamp
 
 
@@ -20,6 +20,12 @@ class Claim(NamedTuple):
     verifying_key: bytes
     epoch: int
     mount_id: bytes
+    succession: Succession | None = None
+    """How the log came to the verifying key, if that is not its first."""
+
+    @property
+    def generation(self) -> int:
+        return self.succession.generation if self.succession else 0
 
 
 class Append(NamedTuple):
@@ -32,7 +38,12 @@ class Trim(NamedTuple):
     before: Stamp
 
 
-Operation = Claim | Append | Trim
+class Drop(NamedTuple):
+    log: bytes
+    epoch: int
+
+
+Operation = Claim | Append | Trim | Drop
 
 
 class Slot(NamedTuple):
@@ -55,10 +66,13 @@ class HeadLog:
 
     name: bytes
     verifying_key: bytes
+    """To which the log belongs now."""
     epoch: int
     """Promised; lower ones are refused."""
     mount_id: bytes
     """The mount to which the epoch was promised."""
+    succession: Succession | None = None
+    """How the log came to its key; None while that is the first one."""
     slots: list[Slot] = field(default_factory=list)
     """Records that are kept, by rising stamp."""
     record_bytes: int = 0
@@ -66,6 +80,11 @@ class HeadLog:
     @property
     def newest(self) -> Slot | None:
         return self.slots[-1] if self.slots else None
+
+    def claim(self, claim: Claim) -> None:
+        """Promise an epoch, which has been decided."""
+        self.verifying_key, self.succession = claim.verifying_key, claim.succession
+        self.epoch, self.mount_id = claim.epoch, claim.mount_id
 
     def find(self, stamp: Stamp) -> Slot | None:
         index = bisect_left(self.slots, stamp)
@@ -96,7 +115,14 @@ class Staged:
         self.created = False
 
     def claim(self, claim: Claim) -> bool:
-        """Promise an epoch; False where it was promised to this mount before. Raises Conflict."""
+        """Promise an epoch; False where it was promised to this mount before. Raises Conflict.
+
+        The epochs of a generation are above those of the one before, so an older key loses by its epoch.
+        """
+        if claim.generation < generation_of(max(self.epoch, 0)):
+            raise Conflict(
+                f"this head log belongs to a successor of that key, of generation {generation_of(self.epoch)}"
+            )
         if claim.epoch < self.epoch:
             raise Conflict(f"epoch {self.epoch} was promised, {claim.epoch} is older")
         if claim.epoch == self.epoch:
@@ -127,6 +153,17 @@ class Staged:
         if kept is None:
             raise Conflict(f"record {record.stamp} is older than the newest {newest}")
         return kept
+
+    def drop(self, epoch: int) -> bool:
+        """End the log; False where there is none. Raises Conflict where another epoch is promised."""
+        if self.log is None and not self.created:
+            return False
+        if epoch != self.epoch:
+            raise Conflict(f"epoch {self.epoch} was promised, and only its mount may end the log")
+        self.log, self.created = None, False
+        self.epoch, self.mount_id = -1, NO_MOUNT
+        self.added.clear()
+        return True
 
     @property
     def newest_stamp(self) -> Stamp | None:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from storage.errors import Conflict, Corrupt, Exhausted, Missing, Refused, StorageError, Unavailable
+from storage.format.head import GENERATION_MAX, WRAPPED_MAX
 from storage.wire.frames import PAYLOAD_SIZE_MAX
 
 SHARES_MAX = 4096
@@ -88,6 +89,24 @@ class HeadEntry(_Record, frozen=True):
     mount_id: Id16
 
 
+class Successor(_Record, frozen=True):
+    """The recovery key's word that a head log belongs to another key now."""
+
+    generation: Annotated[int, Meta(ge=1, le=GENERATION_MAX)]
+    verifying_key: Hash
+    wrapped: Annotated[bytes, Meta(max_length=WRAPPED_MAX)]
+    signature: Signature
+
+
+class Standing(_Record, frozen=True):
+    """How a head log stands."""
+
+    epoch: Unsigned
+    mount_id: Id16
+    successor: Successor | None
+    newest: HeadEntry | None
+
+
 class Request(_Record, frozen=True, tag=0):
     """Any message of a REQUEST frame."""
 
@@ -120,10 +139,12 @@ class Release(Request, frozen=True, tag=4):
 
 
 class HeadClaim(Request, frozen=True, tag=5):
-    log: Hash
-    verifying_key: Hash
+    first_key: Hash
+    recovery_public: Hash
     epoch: Unsigned
     mount_id: Id16
+    signature: Signature
+    successor: Successor | None
 
 
 class HeadAppend(Request, frozen=True, tag=6):
@@ -147,7 +168,38 @@ class Info(Request, frozen=True, tag=9):
     pass
 
 
-AnyRequest = Readv | Put | Have | Release | HeadClaim | HeadAppend | HeadRead | HeadTrim | Info
+class HeadLook(Request, frozen=True, tag=10):
+    log: Hash
+
+
+class HeadDrop(Request, frozen=True, tag=11):
+    log: Hash
+    epoch: Unsigned
+    signature: Signature
+
+
+class Leased(Request, frozen=True, tag=12):
+    """Which shares does this account lease for a file system?"""
+
+    file_system: Id16
+    after: Key | None
+    limit: Annotated[int, Meta(ge=1, le=SHARES_MAX)]
+
+
+AnyRequest = (
+    Readv
+    | Put
+    | Have
+    | Release
+    | HeadClaim
+    | HeadAppend
+    | HeadRead
+    | HeadTrim
+    | Info
+    | HeadLook
+    | HeadDrop
+    | Leased
+)
 
 
 class Reply(_Record, frozen=True, tag=0):
@@ -190,7 +242,19 @@ class InfoReply(Reply, frozen=True, tag=6):
     share_bytes: Unsigned
 
 
-AnyReply = ReadReply | FlagsReply | ClaimReply | DoneReply | RecordsReply | InfoReply
+class StandingReply(Reply, frozen=True, tag=7):
+    standing: Standing | None
+
+
+class KeysReply(Reply, frozen=True, tag=8):
+    """By pack id and number, ascending."""
+
+    keys: Annotated[list[Key], Meta(max_length=SHARES_MAX)]
+
+
+AnyReply = (
+    ReadReply | FlagsReply | ClaimReply | DoneReply | RecordsReply | InfoReply | StandingReply | KeysReply
+)
 
 
 class Failure(_Record, frozen=True):
@@ -281,6 +345,9 @@ _NAMES: dict[type[Request], str] = {
     HeadRead: "head_read",
     HeadTrim: "head_trim",
     Info: "info",
+    HeadLook: "head_look",
+    HeadDrop: "head_drop",
+    Leased: "leased",
 }
 
 

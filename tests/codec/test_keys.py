@@ -1,32 +1,24 @@
-"""The key tree, the key file and the recovery key. SPEC.md, "Key tree"."""
+"""The key tree, the recovery key and successors. SPEC.md, "Key tree"."""
 
 from __future__ import annotations
 
-import msgspec
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gridfs.codec.keys import (
+    MASTERS_MAX,
     BadKeyFile,
     KeyTree,
     RecoveryKey,
-    ScryptCost,
     WrongKey,
-    needs_passphrase,
     public_key,
-    unwrap,
-    verify_endorsement,
-    wrap_passphrase,
-    wrap_plain,
 )
+from storage.format.head import log_name
 
 MASTER = bytes(range(32))
-QUICK = ScryptCost(n=256)
-
-
-def wrapped(passphrase: bytes = b"correct horse") -> bytes:
-    return wrap_passphrase(MASTER, passphrase, b"s" * 16, b"n" * 12, QUICK)
 
 
 def test_all_keys_of_the_tree_differ_and_a_follower_has_no_more_than_the_read_key() -> None:
@@ -55,68 +47,6 @@ def test_keys_of_a_wrong_size_are_refused() -> None:
         RecoveryKey(b"short")
 
 
-def test_a_passphrase_opens_what_it_wrapped() -> None:
-    data = wrapped()
-    assert needs_passphrase(data)
-    assert unwrap(data, b"correct horse") == MASTER
-    assert MASTER not in data
-
-
-def test_the_default_costs_work() -> None:
-    data = wrap_passphrase(MASTER, b"p", b"s" * 16, b"n" * 12)
-    assert msgspec.json.decode(data)["n"] == 32768
-    assert unwrap(data, b"p") == MASTER
-
-
-@pytest.mark.parametrize("passphrase", [b"wrong", b"", None])
-def test_another_passphrase_is_a_wrong_key(passphrase: bytes | None) -> None:
-    with pytest.raises(WrongKey, match="passphrase"):
-        unwrap(wrapped(), passphrase)
-
-
-def test_a_plain_key_file_needs_no_passphrase() -> None:
-    data = wrap_plain(MASTER)
-    assert not needs_passphrase(data)
-    assert unwrap(data) == MASTER
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"not json",
-        b"[]",
-        b"{}",
-        wrap_plain(MASTER)[:-20],
-        wrap_plain(MASTER).replace(b"AAECAwQF", b"AAECAwQG"),
-        wrap_plain(MASTER).replace(b'"r"', b'"x"'),
-        wrap_plain(MASTER[:31] + b"!").replace(b"none", b"rot13"),
-        b'{"version": 1, "method": "none", "key": ""}',
-    ],
-)
-def test_a_damaged_key_file_is_named(data: bytes) -> None:
-    with pytest.raises(BadKeyFile, match="damaged"):
-        unwrap(data, b"correct horse")
-
-
-def test_another_version_is_named_by_its_number() -> None:
-    with pytest.raises(BadKeyFile, match="version 7"):
-        unwrap(wrap_plain(MASTER).replace(b'"version": 1', b'"version": 7'))
-
-
-@pytest.mark.parametrize("change", [{"n": 3}, {"n": 1 << 30}, {"r": 0}, {"p": 65}, {"n": 0}])
-def test_costs_out_of_range_are_damage_and_not_tried(change: dict[str, int]) -> None:
-    fields = msgspec.json.decode(wrapped()) | change
-    with pytest.raises(BadKeyFile, match="scrypt"):
-        unwrap(msgspec.json.encode(fields), b"correct horse")
-
-
-def test_changed_costs_do_not_open() -> None:
-    fields = msgspec.json.decode(wrapped()) | {"n": 512}
-    with pytest.raises(WrongKey):
-        unwrap(msgspec.json.encode(fields), b"correct horse")
-
-
 @given(st.binary(min_size=32, max_size=32))
 def test_a_recovery_key_survives_being_written_down(seed: bytes) -> None:
     text = RecoveryKey(seed).text()
@@ -140,22 +70,37 @@ def test_what_is_no_recovery_key_is_said_so(text: str) -> None:
         RecoveryKey.parse(text)
 
 
-def test_a_recovery_key_endorses_one_signing_key_of_one_generation() -> None:
-    recovery, signing = RecoveryKey(MASTER), KeyTree(bytes(32)).verifying_key
-    signature = recovery.endorse(2, signing)
-    assert verify_endorsement(recovery.public, 2, signing, signature)
-    assert not verify_endorsement(recovery.public, 3, signing, signature)
-    assert not verify_endorsement(recovery.public, 2, MASTER, signature)
-    assert not verify_endorsement(RecoveryKey(bytes(32)).public, 2, signing, signature)
-    assert not verify_endorsement(b"short", 2, signing, signature)
+def test_a_recovery_key_endorses_one_key_of_one_generation() -> None:
+    recovery = RecoveryKey(MASTER)
+    succession = recovery.endorse(2, [b"1" * 32, b"2" * 32], b"n" * 12)
+    succession.check()
+    assert succession.verifying_key == KeyTree(b"2" * 32).verifying_key
+    assert recovery.log == log_name(KeyTree(recovery.master).verifying_key, recovery.public)
+    assert succession.is_endorsed(recovery.log, recovery.public)
+    assert not succession.is_endorsed(bytes(32), recovery.public)
+    assert not succession.is_endorsed(recovery.log, RecoveryKey(bytes(32)).public)
+    assert not succession.is_endorsed(recovery.log, b"short")
+    for change in ({"generation": 3}, {"verifying_key": MASTER}, {"wrapped": b"other"}):
+        changed = dataclasses.replace(succession, **change)  # type: ignore[arg-type]
+        assert not changed.is_endorsed(recovery.log, recovery.public)
 
 
-def test_a_recovery_key_unwraps_the_master_key() -> None:
-    recovery = RecoveryKey(b"r" * 32)
-    blob = recovery.wrap(MASTER, b"n" * 12)
-    assert recovery.unwrap(blob) == MASTER
+def test_a_recovery_key_opens_what_it_endorsed() -> None:
+    recovery, masters = RecoveryKey(MASTER), [b"1" * 32, b"2" * 32]
+    succession = recovery.endorse(2, masters, b"n" * 12)
+    assert recovery.masters(succession) == masters
     with pytest.raises(WrongKey, match="recovery key"):
-        RecoveryKey(b"x" * 32).unwrap(blob)
+        RecoveryKey(b"x" * 32).masters(succession)
+    with pytest.raises(WrongKey, match="recovery key"):
+        recovery.masters(dataclasses.replace(succession, wrapped=succession.wrapped[:-1] + b"x"))
+
+
+def test_a_succession_keeps_the_newest_master_keys() -> None:
+    recovery = RecoveryKey(MASTER)
+    masters = [bytes([number]) * 32 for number in range(MASTERS_MAX + 5)]
+    succession = recovery.endorse(MASTERS_MAX + 5, masters, b"n" * 12)
+    succession.check()
+    assert recovery.masters(succession) == masters[5:]
 
 
 def test_golden_vectors() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import trio
 
-from gridfs.assembly import Parts
+from gridfs.assembly import Parts, head_keys
 from gridfs.files.headstate import HeadState, load_head_state
 from gridfs.files.history import History
+from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.heads import HeadServers
 from gridfs.meta.operations import Make, decode
 from gridfs.meta.records import HeadBody
 from storage.errors import Corrupt
-from storage.format.head import log_name
 from storage.headlog import HeadRecord
 from tests.simulation.filesystem import KEYS, Client, Servers, Shell, start_servers
 from tests.simulation.machine import World, run_world
@@ -36,8 +36,9 @@ def in_a_world(work: Work) -> None:
 
 def reader(parts: Parts, servers: Servers) -> tuple[HeadServers, History]:
     clients: Any = parts.clients
-    heads = HeadServers(clients, servers.config.head_servers, servers.roster, log_name(KEYS.verifying_key))
-    return heads, History(heads, parts.downloader, KEYS)
+    keys = head_keys(servers.config, KEYS)
+    heads = HeadServers(clients, servers.config.head_servers, servers.roster, keys.log)
+    return heads, History(heads, parts.downloader, keys)
 
 
 async def bodies(parts: Parts, servers: Servers) -> list[tuple[HeadRecord, HeadBody]]:
@@ -138,9 +139,15 @@ def test_a_forged_or_missing_record_is_told() -> None:
             )  # fmt: skip
             with pytest.raises(Corrupt, match="forged"):
                 history.body(forged)
-            lost = HeadServers({}, servers.config.head_servers, servers.roster, b"")
+            keys = head_keys(servers.config, KEYS)
+            clients: Any = parts.clients
+            empty = HeadServers(clients, servers.config.head_servers, servers.roster, bytes(32))
             with pytest.raises(Corrupt, match="lacks the operations before 2"):
-                await History(lost, parts.downloader, KEYS).behind(newest, 0)
+                await History(empty, parts.downloader, keys).behind(newest, 0)
+            alone = dict(list(clients.items())[:1])
+            away = HeadServers(alone, servers.config.head_servers, servers.roster, keys.log)
+            with pytest.raises(NotEnoughServers, match="1 of the 2 servers"):
+                await History(away, parts.downloader, keys).behind(newest, 0)
 
         await client.session(session)
 

@@ -12,10 +12,11 @@ from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.heads import Claim, HeadServers
 from storage.errors import Conflict, StorageError, Unavailable
 from storage.format.head import GENESIS
-from storage.headlog import HeadRecord
+from storage.headlog import HeadClaim, HeadRecord, HeadStanding
 from tests.grid.servers import make_roster, server_id
 
-LOG, KEY, MOUNT = b"l" * 32, b"k" * 32, b"m" * 16
+LOG, MOUNT = b"l" * 32, b"m" * 16
+CLAIM = HeadClaim(b"k" * 32, b"r" * 32, 5, MOUNT, bytes(64))
 COUNT, QUORUM = 6, 4
 
 
@@ -30,6 +31,7 @@ class FakeClient:
     delay_s: float = 0.0
     failure: StorageError | None = None
     newest: HeadRecord | None = None
+    standing: HeadStanding | None = None
     kept: list[HeadRecord] = field(default_factory=list)
     trimmed: list[tuple[int, int]] = field(default_factory=list)
     cancelled: bool = False
@@ -43,12 +45,15 @@ class FakeClient:
         if self.failure is not None:
             raise self.failure
 
-    async def head_claim(
-        self, log: bytes, verifying_key: bytes, epoch: int, mount_id: bytes
-    ) -> tuple[int, bytes, HeadRecord | None]:
-        assert (log, verifying_key) == (LOG, KEY)
+    async def head_claim(self, claim: HeadClaim) -> tuple[int, bytes, HeadRecord | None]:
+        assert claim == CLAIM
         await self._answer()
-        return epoch, mount_id, self.newest
+        return claim.epoch, claim.mount_id, self.newest
+
+    async def head_look(self, log: bytes) -> HeadStanding | None:
+        assert log == LOG
+        await self._answer()
+        return self.standing
 
     async def head_append(self, log: bytes, record: HeadRecord) -> None:
         assert log == LOG
@@ -124,14 +129,34 @@ async def test_a_claim_hears_everybody_and_takes_the_newest_record(
         FakeClient(failure=Conflict("another mount")),
         FakeClient(failure=Unavailable("down")),
     ]
-    claim = await head_servers(clients).claim(KEY, 5, MOUNT)
+    claim = await head_servers(clients).claim(CLAIM, lambda record: True)
     assert claim == Claim(promises=4, refused=1, newest=new, holders=2)
     assert trio.current_time() == pytest.approx(3)
 
 
 async def test_a_claim_that_nobody_answers_is_an_answer(autojump_clock: trio.testing.MockClock) -> None:
     clients = [FakeClient(failure=Unavailable("down")) for _ in range(COUNT)]
-    assert await head_servers(clients).claim(KEY, 1, MOUNT) == Claim(0, 0, None, 0)
+    assert await head_servers(clients).claim(CLAIM, lambda record: True) == Claim(0, 0, None, 0)
+
+
+async def test_a_record_that_nobody_signed_is_not_the_newest(autojump_clock: trio.testing.MockClock) -> None:
+    """A lying server shows a record of its own, with the highest stamp of all."""
+    true, forged = record(2, epoch=2), record(99, epoch=99, payload=b"forged")
+    clients = [FakeClient(newest=forged), FakeClient(newest=true), FakeClient()]
+    claim = await head_servers(clients).claim(CLAIM, lambda found: found.payload != b"forged")
+    assert claim == Claim(promises=3, refused=0, newest=true, holders=1)
+
+
+async def test_a_look_tells_what_every_server_that_answers_has(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    standing = HeadStanding(3, MOUNT, None, record(2))
+    clients = [
+        FakeClient(standing=standing, delay_s=2),
+        FakeClient(),
+        FakeClient(failure=Unavailable("down")),
+    ]
+    assert await head_servers(clients).look() == [standing]
 
 
 async def test_records_of_all_servers_are_one_list_in_order(autojump_clock: trio.testing.MockClock) -> None:
@@ -150,6 +175,9 @@ async def test_records_of_all_servers_are_one_list_in_order(autojump_clock: trio
     )
     assert found[3] == c
     assert len(found) == 4
+    assert len(await head_servers(clients).records(3)) == 4
+    with pytest.raises(NotEnoughServers, match="3 of the 4 servers"):
+        await head_servers(clients).records(4)
 
 
 async def test_a_trim_does_not_mind_who_is_away(autojump_clock: trio.testing.MockClock) -> None:

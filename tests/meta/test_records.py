@@ -14,6 +14,7 @@ from gridfs.meta.records import (
     HeadBody,
     JournalBody,
     Journaled,
+    Settings,
     brief,
     decode_journal,
     encode_journal,
@@ -30,10 +31,24 @@ KEY = bytes(range(32))
 SALT = bytes(range(100, 116))
 OPERATIONS = [(8, encode(Drop(2))), (11, encode(Drop(3)))]
 DATA = [CarriedData(2, 4096, 10, b"synced")]
+SETTINGS = Settings(b"f" * 16, 4, 6, 5, 1, b"r" * 32)
 BODY = HeadBody(
-    SERVERS[:2], 1, 2, 7, 11, pack_record(5, kind=1), 7, OPERATIONS, True, True, DATA,
-    pack_record(6, kind=2), 3, [Journaled(7, pack_record(4, kind=1))],
-)  # fmt: skip
+    head_servers=SERVERS[:2],
+    generation=1,
+    quorum=2,
+    after=7,
+    last=11,
+    journal=pack_record(5, kind=1),
+    gathered=7,
+    operations=OPERATIONS,
+    begins=True,
+    carries=True,
+    data=DATA,
+    settings=SETTINGS,
+    checkpoint=pack_record(6, kind=2),
+    checkpointed=3,
+    earlier=[Journaled(7, pack_record(4, kind=1))],
+)
 JOURNAL = JournalBody([Journaled(7, pack_record(4, kind=1))], 7, 11, OPERATIONS)
 PAYLOAD = seal_head(BODY, KEY, SALT, 3, 9)
 
@@ -79,6 +94,11 @@ def test_no_two_records_share_a_key_stream() -> None:
         {"data": [CarriedData(0, 0, 1, b"x")]},
         {"data": [CarriedData(1, -1, 1, b"x")]},
         {"checkpointed": -1},
+        {"settings": Settings(b"short", 4, 6, 5, 1, b"r" * 32)},
+        {"settings": Settings(b"f" * 16, 0, 6, 5, 1, b"r" * 32)},
+        {"settings": Settings(b"f" * 16, 4, 257, 5, 1, b"r" * 32)},
+        {"settings": Settings(b"f" * 16, 4, 6, 5, 0, b"r" * 32)},
+        {"settings": Settings(b"f" * 16, 4, 6, 5, 1, b"r" * 33)},
     ],
 )
 def test_a_body_out_of_its_limits_is_corrupt(change: dict[str, object]) -> None:
@@ -99,11 +119,22 @@ def test_the_largest_record_fits_the_head_log(
     assert count
     pack = pack_record(1, k=1, n=n, kind=1, places=[bytes(32)] * n, missing=list(range(n)))
     body = HeadBody(
-        [bytes(32)] * servers, 2**60, 256, 2**60, 2**60, pack, 2**60,
-        [(2**60 + number, bytes(operation_size)) for number in range(count)],
-        True, True, [CarriedData(2**60, 2**60, 2**60, bytes(data_size))] * pieces, pack, 2**60,
-        brief([Journaled(2**60, pack)] * (6 if n < 100 else 1)),
-    )  # fmt: skip
+        head_servers=[bytes(32)] * servers,
+        generation=2**60,
+        quorum=256,
+        after=2**60,
+        last=2**60,
+        journal=pack,
+        gathered=2**60,
+        operations=[(2**60 + number, bytes(operation_size)) for number in range(count)],
+        begins=True,
+        carries=True,
+        data=[CarriedData(2**60, 2**60, 2**60, bytes(data_size))] * pieces,
+        settings=Settings(bytes(16), 256, 256, 256, 256, bytes(32)),
+        checkpoint=pack,
+        checkpointed=2**60,
+        earlier=brief([Journaled(2**60, pack)] * (6 if n < 100 else 1)),
+    )
     assert len(seal_head(body, KEY, SALT, 2**60, 2**60)) <= PAYLOAD_MAX
 
 

@@ -163,6 +163,22 @@ async def test_a_stranger_cannot_release_a_share(backend: ShareBackend) -> None:
     assert backend.has([key(1), key(2)]) == [True, True]
 
 
+async def test_what_a_holder_leases_is_listed_in_order(backend: ShareBackend) -> None:
+    mine = sorted(key(seed, number) for seed in range(4) for number in (0, 7))
+    await backend.store([share(which, held=lease(1)) for which in mine])
+    await backend.store([share(key(9), held=lease(1, account=2)), share(key(8), held=None)])
+    await backend.assert_leases([mine[0], mine[1], key(77)], lease(1, file_system=2))
+    holder = lease(1).holder
+    assert backend.leased(holder, None, 100) == mine
+    assert backend.leased(holder, None, 3) == mine[:3]
+    assert backend.leased(holder, mine[2], 3) == mine[3:6]
+    assert backend.leased(holder, mine[-1], 3) == []
+    assert backend.leased(lease(1, file_system=2).holder, None, 100) == mine[:2]
+    assert backend.leased(lease(1, account=3).holder, None, 100) == []
+    await backend.release(mine[:5], lease(2))
+    assert backend.leased(holder, None, 100) == mine[5:]
+
+
 async def test_a_released_share_may_come_back(backend: ShareBackend) -> None:
     for stamp in (1, 3, 5):
         assert await backend.store([share(key(1), LARGE, lease(stamp)), share(key(2), SMALL, lease(stamp))])
@@ -231,6 +247,8 @@ async def test_a_backend_that_does_not_run_is_unavailable(make: Make) -> None:
         await backend.store([share(key(1))])
     with pytest.raises(Unavailable):
         backend.has([key(1)])
+    with pytest.raises(Unavailable):
+        backend.leased(lease(1).holder, None, 1)
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: backend.run(task_status=task_status))
         await backend.store([share(key(1))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import Conflict, Corrupt, Exhausted, Missing, Refused, StorageError, Unavailable
-from storage.format.head import GENESIS, PAYLOAD_MAX
-from storage.headlog import HeadLogConfig, HeadLogs, HeadRecord, log_name, trim_signed_bytes
+from storage.format.entry import Entry
+from storage.format.head import EPOCH_BITS, GENESIS, PAYLOAD_MAX, WRAPPED_MAX, drop_signed_bytes
+from storage.headlog import (
+    HeadClaim,
+    HeadLogConfig,
+    HeadLogs,
+    HeadRecord,
+    HeadStanding,
+    Succession,
+    log_name,
+    trim_signed_bytes,
+)
+from storage.headlog.journal import read_entry
 from storage.host import OsDisk, ThreadOffload
 from tests.storage.test_volumes import CountingDisk
 
@@ -25,22 +37,41 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 class Writer:
-    """Signs what a file system would."""
+    """Signs what a file system would: with its first key, or as a successor of generation `generation`."""
 
-    def __init__(self, seed: int = 1) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
-        self.key = self._key.public_key().public_bytes_raw()
-        self.log = log_name(self.key)
+    def __init__(self, seed: int = 1, generation: int = 0, successor: int = 0) -> None:
+        first, recovery = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (seed, 99))
+        self.first_key = first.public_key().public_bytes_raw()
+        self.recovery_public = recovery.public_key().public_bytes_raw()
+        self.log = log_name(self.first_key, self.recovery_public)
+        self._key, self.succession = first, None
+        self._lowest = generation << EPOCH_BITS
+        if generation:
+            self._key = Ed25519PrivateKey.from_private_bytes(bytes([successor or 100 + generation]) * 32)
+            key = self._key.public_key().public_bytes_raw()
+            unsigned = Succession(generation, key, b"wrapped", bytes(64))
+            signature = recovery.sign(unsigned.signed_bytes(self.log))
+            self.succession = replace(unsigned, signature=signature)
+
+    def claim(self, epoch: int, mount: bytes = MOUNT) -> HeadClaim:
+        """`epoch` counts within the generation, here and below."""
+        epoch += self._lowest
+        unsigned = HeadClaim(self.first_key, self.recovery_public, epoch, mount, bytes(64), self.succession)
+        return replace(unsigned, signature=self._key.sign(unsigned.signed_bytes()))
 
     def record(
         self, epoch: int, sequence: int, payload: bytes = b"sealed", mount: bytes = MOUNT
     ) -> HeadRecord:
-        blank = HeadRecord(epoch, sequence, GENESIS, payload, bytes(64), mount)
+        blank = HeadRecord(epoch + self._lowest, sequence, GENESIS, payload, bytes(64), mount)
         return replace(blank, signature=self._key.sign(blank.signed_bytes(self.log)))
 
     def cut(self, epoch: int, sequence: int) -> tuple[bytes, tuple[int, int], bytes]:
-        before = (epoch, sequence)
+        before = (epoch + self._lowest, sequence)
         return self.log, before, self._key.sign(trim_signed_bytes(self.log, before))
+
+    def end(self, epoch: int) -> tuple[bytes, int, bytes]:
+        epoch += self._lowest
+        return self.log, epoch, self._key.sign(drop_signed_bytes(self.log, epoch))
 
 
 @asynccontextmanager
@@ -68,27 +99,151 @@ def writer() -> Writer:
     return Writer()
 
 
-async def test_the_first_claim_creates_a_log_named_by_its_key(logs: HeadLogs, writer: Writer) -> None:
+async def test_the_first_claim_creates_a_log_named_by_its_keys(logs: HeadLogs, writer: Writer) -> None:
+    assert logs.look(writer.log) is None
+    assert await logs.claim(writer.claim(1)) == (1, MOUNT, None)
+    assert logs.look(writer.log) == HeadStanding(1, MOUNT, None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mount_id": b"short"}, "malformed"),
+        ({"first_key": b"short"}, "malformed"),
+        ({"epoch": 1 << 63}, "malformed"),
+        ({"epoch": 2}, "signature"),
+        ({"mount_id": OTHER}, "signature"),
+        ({"first_key": Writer(2).first_key}, "signature"),
+        ({"recovery_public": bytes(32)}, "signature"),
+        ({"epoch": 1 << EPOCH_BITS}, "not one of generation 0"),
+    ],
+)
+async def test_a_claim_must_be_signed_by_the_logs_key(
+    logs: HeadLogs, writer: Writer, change: dict[str, object], words: str
+) -> None:
+    with pytest.raises(Refused, match=words):
+        await logs.claim(replace(writer.claim(1), **change))  # type: ignore[arg-type]
+    assert logs.statistics() == (0, 0, 0)
+
+
+async def test_a_successor_shuts_out_every_older_key(logs: HeadLogs, writer: Writer) -> None:
+    old, second = writer, Writer(generation=2)
+    await logs.claim(old.claim(1000))
+    await logs.append(old.log, old.record(1000, 7))
+    assert await logs.claim(second.claim(1, OTHER)) == (
+        second.claim(1).epoch,
+        OTHER,
+        old.record(1000, 7),
+    )
+    for late in (old.claim(1001), old.claim((1 << EPOCH_BITS) - 1), Writer(generation=1).claim(99)):
+        with pytest.raises(Conflict, match="successor of that key, of generation 2"):
+            await logs.claim(late)
     with pytest.raises(Refused):
-        await logs.claim(writer.log, Writer(2).key, 1, MOUNT)
-    assert await logs.claim(writer.log, writer.key, 1, MOUNT) == (1, MOUNT, None)
+        await logs.append(old.log, old.record(1000, 8))
     with pytest.raises(Refused):
-        await logs.claim(writer.log, Writer(2).key, 2, MOUNT)
-    with pytest.raises(Refused, match="malformed"):
-        await logs.claim(writer.log, writer.key, 2, b"short")
+        await logs.trim(*old.cut(1000, 8))
+    with pytest.raises(Refused):
+        await logs.drop(*old.end(1000))
+    await logs.append(second.log, second.record(1, 1, mount=OTHER))
+    assert logs.look(old.log) == HeadStanding(
+        second.claim(1).epoch, OTHER, second.succession, second.record(1, 1, mount=OTHER)
+    )
+    await logs.trim(*second.cut(1, 1))
+    assert logs.read(old.log, None, 1000) == [second.record(1, 1, mount=OTHER)]
+
+
+async def test_only_the_recovery_key_makes_a_successor(logs: HeadLogs, writer: Writer) -> None:
+    good = Writer(generation=1).claim(1)
+    assert good.succession is not None
+    for forged in (
+        replace(good.succession, generation=2),
+        replace(good.succession, verifying_key=Writer(2).first_key),
+        replace(good.succession, wrapped=b"other"),
+        replace(good.succession, signature=bytes(64)),
+    ):
+        with pytest.raises(Refused, match="did not endorse"):
+            await logs.claim(replace(good, succession=forged))
+    for malformed in (
+        replace(good.succession, generation=0),
+        replace(good.succession, wrapped=bytes(WRAPPED_MAX + 1)),
+        replace(good.succession, signature=b"short"),
+    ):
+        with pytest.raises(Refused, match="a succession's"):
+            await logs.claim(replace(good, succession=malformed))
+    with pytest.raises(Refused, match="did not endorse"):
+        await logs.claim(replace(Writer(2).claim(1), succession=good.succession))
+    await logs.claim(good)
+
+
+async def test_a_claim_of_the_same_generation_by_another_key_needs_a_higher_epoch(logs: HeadLogs) -> None:
+    """A successor that was made and given up before it wrote anything must not be in the way."""
+    given_up, made_after = Writer(generation=1, successor=50), Writer(generation=1, successor=51)
+    await logs.claim(given_up.claim(1))
+    with pytest.raises(Conflict):
+        await logs.claim(made_after.claim(1, OTHER))
+    await logs.claim(made_after.claim(2, OTHER))
+    with pytest.raises(Refused):
+        await logs.append(given_up.log, given_up.record(1, 1))
+    await logs.append(made_after.log, made_after.record(2, 1, mount=OTHER))
+
+
+async def test_a_log_is_ended_by_its_owner_alone(tmp_path: Path, writer: Writer) -> None:
+    async with opened(tmp_path / "heads") as logs:
+        await logs.claim(writer.claim(3))
+        await logs.append(writer.log, writer.record(3, 1))
+        log, epoch, signature = writer.end(3)
+        for forged in (Writer(2).end(3)[2], writer.end(4)[2], writer.cut(3, 0)[2]):
+            with pytest.raises(Refused):
+                await logs.drop(log, epoch, forged)
+        with pytest.raises(Conflict, match="epoch 3 was promised"):
+            await logs.drop(*writer.end(2))
+        for _ in range(2):
+            await logs.drop(log, epoch, signature)
+            assert logs.look(log) is None
+            assert logs.statistics() == (0, 0, 0)
+        with pytest.raises(Missing):
+            await logs.append(writer.log, writer.record(3, 2))
+    async with opened(tmp_path / "heads") as logs:
+        assert logs.statistics() == (0, 0, 0)
+        assert await logs.claim(writer.claim(1)) == (1, MOUNT, None)
+
+
+async def test_a_succession_is_there_after_a_kill_and_a_rewrite(tmp_path: Path, writer: Writer) -> None:
+    after = Writer(generation=1)
+    config = HeadLogConfig(garbage_bytes_min=10_000)
+    async with opened(tmp_path / "heads", config) as logs:
+        await logs.claim(writer.claim(5))
+        await logs.append(writer.log, writer.record(5, 1))
+        await logs.claim(after.claim(1, OTHER))
+    async with opened(tmp_path / "heads", config) as logs:
+        standing = logs.look(writer.log)
+        assert standing == HeadStanding(after.claim(1).epoch, OTHER, after.succession, writer.record(5, 1))
+        with pytest.raises(Conflict):
+            await logs.claim(writer.claim(6))
+        for sequence in range(100):
+            await logs.append(after.log, after.record(1, sequence, bytes(1000), OTHER))
+            await logs.trim(*after.cut(1, max(0, sequence - 2)))
+        assert (tmp_path / "heads/heads").stat().st_size < 30_000
+    async with opened(tmp_path / "heads", config) as logs:
+        standing = logs.look(writer.log)
+        assert standing is not None
+        assert standing.succession == after.succession
+        with pytest.raises(Conflict):
+            await logs.claim(writer.claim(6))
+        await logs.append(after.log, after.record(1, 100, mount=OTHER))
 
 
 async def test_a_promise_shuts_out_older_epochs_and_other_mounts(logs: HeadLogs, writer: Writer) -> None:
-    await logs.claim(writer.log, writer.key, 5, MOUNT)
-    assert (await logs.claim(writer.log, writer.key, 5, MOUNT))[:2] == (5, MOUNT)
+    await logs.claim(writer.claim(5))
+    assert (await logs.claim(writer.claim(5)))[:2] == (5, MOUNT)
     with pytest.raises(Conflict, match="another mount"):
-        await logs.claim(writer.log, writer.key, 5, OTHER)
+        await logs.claim(writer.claim(5, OTHER))
     with pytest.raises(Conflict, match="older"):
-        await logs.claim(writer.log, writer.key, 4, MOUNT)
+        await logs.claim(writer.claim(4))
     await logs.append(writer.log, writer.record(5, 1))
     newest = writer.record(5, 2)
     await logs.append(writer.log, newest)
-    assert await logs.claim(writer.log, writer.key, 6, OTHER) == (6, OTHER, newest)
+    assert await logs.claim(writer.claim(6, OTHER)) == (6, OTHER, newest)
     with pytest.raises(Conflict):
         await logs.append(writer.log, writer.record(5, 3))
     with pytest.raises(Conflict):
@@ -101,13 +256,13 @@ async def test_a_promise_shuts_out_older_epochs_and_other_mounts(logs: HeadLogs,
 async def test_an_epoch_must_be_claimed_before_it_is_written(logs: HeadLogs, writer: Writer) -> None:
     with pytest.raises(Missing):
         await logs.append(writer.log, writer.record(1, 1))
-    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    await logs.claim(writer.claim(1))
     with pytest.raises(Conflict, match="1 is promised"):
         await logs.append(writer.log, writer.record(2, 1))
 
 
 async def test_only_rightly_signed_records_are_kept(logs: HeadLogs, writer: Writer) -> None:
-    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    await logs.claim(writer.claim(1))
     good = writer.record(1, 1)
     for forged in (
         replace(good, payload=b"other"),
@@ -123,7 +278,7 @@ async def test_only_rightly_signed_records_are_kept(logs: HeadLogs, writer: Writ
 
 
 async def test_a_record_is_kept_once_and_its_place_is_taken(logs: HeadLogs, writer: Writer) -> None:
-    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    await logs.claim(writer.claim(1))
     for _ in range(2):
         await logs.append(writer.log, writer.record(1, 3))
     with pytest.raises(Conflict, match="another record"):
@@ -136,13 +291,13 @@ async def test_a_record_is_kept_once_and_its_place_is_taken(logs: HeadLogs, writ
 
 
 async def test_a_record_of_zero_mount_goes_by_its_epoch_alone(logs: HeadLogs, writer: Writer) -> None:
-    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    await logs.claim(writer.claim(1))
     await logs.append(writer.log, writer.record(1, 1, mount=bytes(16)))
     assert len(logs.read(writer.log, None, 1000)) == 1
 
 
 async def test_reading_goes_on_behind_a_stamp_and_stops_at_a_limit(logs: HeadLogs, writer: Writer) -> None:
-    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    await logs.claim(writer.claim(1))
     records = [writer.record(1, sequence, bytes(100)) for sequence in range(10)]
     for record in records:
         await logs.append(writer.log, record)
@@ -155,7 +310,7 @@ async def test_reading_goes_on_behind_a_stamp_and_stops_at_a_limit(logs: HeadLog
 
 
 async def test_a_signed_trim_drops_older_records_but_never_the_newest(logs: HeadLogs, writer: Writer) -> None:
-    await logs.claim(writer.log, writer.key, 1, MOUNT)
+    await logs.claim(writer.claim(1))
     for sequence in range(5):
         await logs.append(writer.log, writer.record(1, sequence))
     log, before, signature = writer.cut(1, 3)
@@ -173,7 +328,7 @@ async def test_a_signed_trim_drops_older_records_but_never_the_newest(logs: Head
 async def test_logs_are_bounded(tmp_path: Path, writer: Writer) -> None:
     config = HeadLogConfig(records_max=3, bytes_max=2000, logs_max=2)
     async with opened(tmp_path / "heads", config) as logs:
-        await logs.claim(writer.log, writer.key, 1, MOUNT)
+        await logs.claim(writer.claim(1))
         for sequence in range(3):
             await logs.append(writer.log, writer.record(1, sequence))
         with pytest.raises(Exhausted):
@@ -184,9 +339,9 @@ async def test_logs_are_bounded(tmp_path: Path, writer: Writer) -> None:
         await logs.append(writer.log, writer.record(1, 3))
         with pytest.raises(Refused):
             await logs.append(writer.log, writer.record(1, 4, bytes(PAYLOAD_MAX + 1)))
-        await logs.claim(Writer(2).log, Writer(2).key, 1, MOUNT)
+        await logs.claim(Writer(2).claim(1))
         with pytest.raises(Exhausted):
-            await logs.claim(Writer(3).log, Writer(3).key, 1, MOUNT)
+            await logs.claim(Writer(3).claim(1))
 
 
 async def test_appends_of_several_logs_share_a_sync(tmp_path: Path) -> None:
@@ -194,7 +349,7 @@ async def test_appends_of_several_logs_share_a_sync(tmp_path: Path) -> None:
     writers = [Writer(seed) for seed in range(1, 41)]
     async with opened(tmp_path / "heads", disk=disk) as logs:
         for writer in writers:
-            await logs.claim(writer.log, writer.key, 1, MOUNT)
+            await logs.claim(writer.claim(1))
         disk.syncs.count = 0
         async with trio.open_nursery() as nursery:
             for writer in writers:
@@ -206,7 +361,7 @@ async def test_appends_of_several_logs_share_a_sync(tmp_path: Path) -> None:
 async def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, writer: Writer) -> None:
     disk = CountingDisk()
     async with opened(tmp_path / "heads", disk=disk) as logs:
-        await logs.claim(writer.log, writer.key, 1, MOUNT)
+        await logs.claim(writer.claim(1))
         disk.syncs.fail = lambda what: what == "write"
         with pytest.raises(Exhausted):
             await logs.append(writer.log, writer.record(1, 1))
@@ -221,7 +376,7 @@ async def test_everything_is_there_after_a_kill_and_a_torn_tail_is_cut(
     tmp_path: Path, writer: Writer
 ) -> None:
     async with opened(tmp_path / "heads") as logs:
-        await logs.claim(writer.log, writer.key, 7, MOUNT)
+        await logs.claim(writer.claim(7))
         for sequence in range(4):
             await logs.append(writer.log, writer.record(7, sequence))
         await logs.trim(*writer.cut(7, 1))
@@ -235,7 +390,7 @@ async def test_everything_is_there_after_a_kill_and_a_torn_tail_is_cut(
         async with opened(tmp_path / "image") as logs:
             assert [record.sequence for record in logs.read(writer.log, None, 10**6)] == kept
             with pytest.raises(Conflict):
-                await logs.claim(writer.log, writer.key, 6, MOUNT)
+                await logs.claim(writer.claim(6))
             await logs.append(writer.log, writer.record(7, 9))
         async with opened(tmp_path / "image") as logs:
             assert [record.sequence for record in logs.read(writer.log, None, 10**6)] == [*kept, 9]
@@ -244,7 +399,7 @@ async def test_everything_is_there_after_a_kill_and_a_torn_tail_is_cut(
 async def test_a_file_full_of_garbage_is_rewritten(tmp_path: Path, writer: Writer) -> None:
     config = HeadLogConfig(garbage_bytes_min=10_000)
     async with opened(tmp_path / "heads", config) as logs:
-        await logs.claim(writer.log, writer.key, 1, MOUNT)
+        await logs.claim(writer.claim(1))
         for sequence in range(100):
             await logs.append(writer.log, writer.record(1, sequence, bytes(1000)))
             await logs.trim(*writer.cut(1, max(0, sequence - 2)))
@@ -252,14 +407,14 @@ async def test_a_file_full_of_garbage_is_rewritten(tmp_path: Path, writer: Write
         assert [record.sequence for record in logs.read(writer.log, None, 10**6)] == [97, 98, 99]
     async with opened(tmp_path / "heads", config) as logs:
         assert [record.sequence for record in logs.read(writer.log, None, 10**6)] == [97, 98, 99]
-        assert (await logs.claim(writer.log, writer.key, 1, MOUNT))[0] == 1
+        assert (await logs.claim(writer.claim(1)))[0] == 1
 
 
 async def test_strange_files_are_refused_in_words(tmp_path: Path, writer: Writer) -> None:
     async with opened(tmp_path / "heads") as logs:
-        await logs.claim(writer.log, writer.key, 1, MOUNT)
+        await logs.claim(writer.claim(1))
     with pytest.raises(Unavailable):
-        await logs.claim(writer.log, writer.key, 1, MOUNT)
+        await logs.claim(writer.claim(1))
     (tmp_path / "heads/heads").write_bytes(b"something else" * 10)
     with pytest.raises(Corrupt):
         async with opened(tmp_path / "heads"):
@@ -275,8 +430,15 @@ def test_decoding_any_bytes_gives_a_record_or_corrupt(data: bytes) -> None:
     assert record.encode() == data
 
 
+@given(st.integers(0, 6), st.binary(max_size=200), st.binary(max_size=300))
+def test_reading_any_entry_gives_an_operation_or_corrupt(kind: int, fields: bytes, payload: bytes) -> None:
+    with contextlib.suppress(Corrupt):
+        read_entry(Entry(0, kind, fields, len(payload), b""), payload)
+
+
 def test_golden_head_record(writer: Writer) -> None:
-    record = writer.record(3, 17, b"payload")
+    record, successor = writer.record(3, 17, b"payload"), Writer(generation=1)
+    assert successor.succession is not None
     lines = (GOLDEN / "head-record.hex").read_text().split()
     assert [bytes.fromhex(line) for line in lines] == [
         writer.log,
@@ -284,5 +446,8 @@ def test_golden_head_record(writer: Writer) -> None:
         record.encode(),
         record.record_hash(),
         trim_signed_bytes(writer.log, (3, 17)),
+        writer.claim(3).signed_bytes(),
+        successor.succession.signed_bytes(writer.log),
+        drop_signed_bytes(writer.log, 3),
     ]
     assert HeadRecord.decode(record.encode()) == record

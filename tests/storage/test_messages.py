@@ -18,17 +18,23 @@ from storage.wire.frames import PAYLOAD_SIZE_MAX
 PACK = bytes(range(32))
 KEY = wire.Key(PACK, 3)
 ENTRY = wire.HeadEntry(1, 2, b"p" * 32, b"payload", b"s" * 64, b"m" * 16)
+SUCCESSOR = wire.Successor(1, PACK, b"wrapped", b"s" * 64)
 REQUESTS: list[wire.AnyRequest] = [
     wire.Readv([wire.ShareRead(PACK, 5, [0, 4096, 70000, 1])]),
     wire.Put(b"f" * 16, 1, 2, [wire.PutShare(PACK, 0, 2_000_000)]),
     wire.Have(b"f" * 16, 1, 2, [KEY]),
     wire.Release(b"f" * 16, 1, 2, [KEY]),
-    wire.HeadClaim(PACK, PACK, 4, b"m" * 16),
+    wire.HeadClaim(PACK, PACK, 4, b"m" * 16, b"s" * 64, None),
+    wire.HeadClaim(PACK, PACK, 4, b"m" * 16, b"s" * 64, SUCCESSOR),
     wire.HeadAppend(PACK, ENTRY),
     wire.HeadRead(PACK, wire.Position(1, 2), 1000),
     wire.HeadRead(PACK, None, 1),
     wire.HeadTrim(PACK, wire.Position(1, 2), b"s" * 64),
     wire.Info(),
+    wire.HeadLook(PACK),
+    wire.HeadDrop(PACK, 4, b"s" * 64),
+    wire.Leased(b"f" * 16, None, 4096),
+    wire.Leased(b"f" * 16, KEY, 1),
 ]
 REPLIES: list[wire.AnyReply] = [
     wire.ReadReply(None),
@@ -39,6 +45,9 @@ REPLIES: list[wire.AnyReply] = [
     wire.DoneReply(),
     wire.RecordsReply([ENTRY, ENTRY]),
     wire.InfoReply("1.0", "group", 2, 1, 0, 0),
+    wire.StandingReply(None),
+    wire.StandingReply(wire.Standing(1, b"m" * 16, SUCCESSOR, ENTRY)),
+    wire.KeysReply([KEY]),
 ]
 
 
@@ -93,6 +102,15 @@ MANY = wire.READV_SPANS_MAX + 1
         pytest.param(_encode(2, b"f" * 15, 1, 1, [[PACK, 1, 1]]), id="short file system id"),
         pytest.param(_encode(3, b"f" * 16, 1, 1, [[PACK, 1]] * 4097), id="too many keys"),
         pytest.param(_encode(7, PACK, None, wire.HEAD_READ_SIZE_MAX + 1), id="head read too long"),
+        pytest.param(_encode(5, PACK, PACK, 1, b"m" * 16, b"s" * 64), id="claim without a last field"),
+        pytest.param(
+            _encode(5, PACK, PACK, 1, b"m" * 16, b"s" * 64, [0, PACK, b"", b"s" * 64]), id="generation 0"
+        ),
+        pytest.param(
+            _encode(5, PACK, PACK, 1, b"m" * 16, b"s" * 64, [1, PACK, bytes(4097), b"s" * 64]),
+            id="too many wrapped keys",
+        ),
+        pytest.param(_encode(12, b"f" * 16, None, 4097), id="too many keys wanted"),
         pytest.param(b"\x92\x01\xdd\xff\xff\xff\xff", id="claims four billion shares"),
         pytest.param(b"\x96\x02\xc6\xff\xff\xff\xff", id="claims four billion bytes"),
     ],
@@ -116,6 +134,8 @@ def test_the_largest_messages_fit_one_frame() -> None:
     full = wire.HeadEntry(2**62, 2**62, PACK, bytes(wire.RECORD_SIZE_MAX), b"s" * 64, b"m" * 16)
     records = [full] * (wire.HEAD_READ_SIZE_MAX // wire.RECORD_SIZE_MAX + 1)
     assert len(wire.encode_reply(wire.RecordsReply(records))) <= PAYLOAD_SIZE_MAX
+    keys = wire.KeysReply([wire.Key(PACK, 255)] * wire.SHARES_MAX)
+    assert len(wire.encode_reply(keys)) <= PAYLOAD_SIZE_MAX
 
 
 def test_a_request_that_cannot_be_sent_is_refused_to_the_caller() -> None:

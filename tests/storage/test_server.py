@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,8 @@ from storage.client import Access, SharePut, Span, StorageClient, Traffic
 from storage.client.opening import open_connection
 from storage.client.records import ClientConfig, ClientStatistics
 from storage.errors import Conflict, Corrupt, Refused, Unavailable
-from storage.headlog import HeadRecord, log_name, trim_signed_bytes
+from storage.format.head import drop_signed_bytes
+from storage.headlog import HeadClaim, HeadRecord, HeadStanding, trim_signed_bytes
 from storage.host import SystemEntropy
 from storage.ports import Address, ByteStream
 from storage.server import RunningServer, ServerConfig, run_server
@@ -38,6 +40,7 @@ from tests.storage.servers import (
     until,
     using,
 )
+from tests.storage.test_headlog import Writer
 
 
 @asynccontextmanager
@@ -163,9 +166,13 @@ async def test_a_share_removed_while_it_is_sent_is_sent_whole(tmp_path: Path) ->
 
 async def test_head_log_over_the_wire(tmp_path: Path) -> None:
     key = Ed25519PrivateKey.from_private_bytes(b"w" * 32)
-    verifying_key = key.public_key().public_bytes_raw()
-    log = log_name(verifying_key)
     mount = b"mount 0000000001"
+
+    def claim(mount: bytes) -> HeadClaim:
+        unsigned = HeadClaim(key.public_key().public_bytes_raw(), bytes(32), 1, mount, bytes(64))
+        return replace(unsigned, signature=key.sign(unsigned.signed_bytes()))
+
+    log = claim(mount).log
 
     def record(sequence: int, previous: bytes, size: int) -> HeadRecord:
         unsigned = HeadRecord(1, sequence, previous, bytes(size), bytes(64), mount)
@@ -173,7 +180,8 @@ async def test_head_log_over_the_wire(tmp_path: Path) -> None:
         return HeadRecord(1, sequence, previous, unsigned.payload, signature, mount)
 
     async with server_and_client(tmp_path) as (_, client):
-        assert await client.head_claim(log, verifying_key, 1, mount) == (1, mount, None)
+        assert await client.head_look(log) is None
+        assert await client.head_claim(claim(mount)) == (1, mount, None)
         records = [record(1, bytes(32), 65536)]
         for sequence in range(2, 7):
             records.append(record(sequence, records[-1].record_hash(), 65536))
@@ -183,14 +191,49 @@ async def test_head_log_over_the_wire(tmp_path: Path) -> None:
         assert await client.head_read(log, None, 10**7) == records
         assert await client.head_read(log, (1, 4), 10**7) == records[4:]
         assert len(await client.head_read(log, None, 65536)) == 1
-        assert (await client.head_claim(log, verifying_key, 1, mount))[2] == records[-1]
+        assert (await client.head_claim(claim(mount)))[2] == records[-1]
         with pytest.raises(Conflict):
-            await client.head_claim(log, verifying_key, 1, b"another mount 01")
+            await client.head_claim(claim(b"another mount 01"))
         forged = HeadRecord(1, 7, records[-1].record_hash(), b"x", bytes(64), mount)
         with pytest.raises(Refused):
             await client.head_append(log, forged)
         await client.head_trim(log, (1, 5), key.sign(trim_signed_bytes(log, (1, 5))))
         assert await client.head_read(log, None, 10**7) == records[4:]
+        assert await client.head_look(log) == HeadStanding(1, mount, None, records[-1])
+        with pytest.raises(Conflict):
+            await client.head_drop(log, 2, key.sign(drop_signed_bytes(log, 2)))
+        await client.head_drop(log, 1, key.sign(drop_signed_bytes(log, 1)))
+        assert await client.head_look(log) is None
+
+
+async def test_a_successor_claims_over_the_wire(tmp_path: Path) -> None:
+    old, new = Writer(), Writer(generation=1)
+    async with server_and_client(tmp_path) as (_, client):
+        await client.head_claim(old.claim(1))
+        await client.head_append(old.log, old.record(1, 1))
+        assert (await client.head_claim(new.claim(1)))[2] == old.record(1, 1)
+        with pytest.raises(Conflict, match="generation 1"):
+            await client.head_claim(old.claim(2))
+        standing = await client.head_look(old.log)
+        assert standing is not None
+        assert standing.succession == new.succession
+
+
+async def test_what_an_account_leases_is_listed_in_order(tmp_path: Path) -> None:
+    packs = sorted((make_pack(seed=seed) for seed in range(3)), key=lambda pack: pack.pack_id)
+    keys = [(pack.pack_id, number) for pack in packs for number in range(2)]
+    async with serving(tmp_path) as running:
+        async with using(let_in(tmp_path, running)) as client:
+            for pack in packs:
+                await put(client, pack, 0, 1)
+            assert await client.leased(FILE_SYSTEM, None, 100) == keys
+            assert await client.leased(FILE_SYSTEM, None, 4) == keys[:4]
+            assert await client.leased(FILE_SYSTEM, keys[3], 4) == keys[4:]
+            assert await client.leased(b"another one 0001", None, 100) == []
+            await client.release(keys[:3], FILE_SYSTEM, (9, 9))
+            assert await client.leased(FILE_SYSTEM, None, 100) == keys[3:]
+        async with using(let_in(tmp_path, running)) as stranger:
+            assert await stranger.leased(FILE_SYSTEM, None, 100) == []
 
 
 async def test_a_reading_account_may_only_read(tmp_path: Path) -> None:
@@ -203,7 +246,9 @@ async def test_a_reading_account_may_only_read(tmp_path: Path) -> None:
                 await put(reader, pack, 1)
             for ask in (
                 reader.release([(pack.pack_id, 0)], FILE_SYSTEM, (9, 9)),
-                reader.head_claim(bytes(32), bytes(32), 1, bytes(16)),
+                reader.head_claim(Writer().claim(1)),
+                reader.head_drop(bytes(32), 1, bytes(64)),
+                reader.leased(FILE_SYSTEM, None, 10),
                 reader.head_trim(bytes(32), (1, 1), bytes(64)),
             ):
                 with pytest.raises(Refused, match="may not do that"):

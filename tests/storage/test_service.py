@@ -77,7 +77,7 @@ def arrived(request: wire.Put, shares: list[bytearray]) -> PutBody:
 @pytest.mark.parametrize("rights", RIGHTS)
 @pytest.mark.parametrize("request_", REQUESTS, ids=wire.request_name)
 async def test_rights(tmp_path: Path, rights: str, request_: wire.AnyRequest) -> None:
-    allowed = {"readv", "have", "head_read", "info"}
+    allowed = {"readv", "have", "head_read", "head_look", "info"}
     if rights == "repair":
         allowed.add("put")
     name = wire.request_name(request_)

@@ -1,0 +1,144 @@
+"""`gridfs recover`: a file system on a machine that has nothing of it but the recovery key."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+
+from gridfs.cli.key import read_recovery_key
+from gridfs.cli.unlock import protect
+from gridfs.exits import (
+    FAILED,
+    GRID_UNREACHABLE,
+    NO_SUCH_FILE_SYSTEM,
+    CommandError,
+    sole,
+)
+from gridfs.files.finding import Found
+from gridfs.grid.roster import Roster, parse_roster
+from gridfs.host.home import folder_of, new_home, write_private
+from gridfs.recovering import Plan, Rebuilt, find, plan, rebuild
+from storage.ports import Machine
+from storage.system import system_machine
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverRequest:
+    """The command's options."""
+
+    name: str
+    servers: Path
+    recovery_key_file: Path
+    accept_older: bool
+    new_keys: bool
+    passphrase_command: str
+
+
+def recover_filesystem(request: RecoverRequest) -> None:
+    """Recover, or raise with nothing left behind on this machine."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what a mount would warn of is meant here
+    folder = folder_of(request.name)
+    if folder.exists():
+        raise CommandError(f"{folder} exists already; choose another name, or `gridfs forget` it", FAILED)
+    recovery = read_recovery_key(request.recovery_key_file)
+    text = request.servers.read_text(errors="replace")
+    roster = parse_roster(text)
+    machine = system_machine()
+    found, silent = trio.run(find, machine, roster, recovery)
+    if found is None:
+        raise _nothing(roster, silent, request)
+    if found.heard < found.needed and not request.accept_older:
+        raise CommandError(_unsure(found, silent, roster), GRID_UNREACHABLE)
+    print(f"found {_describe(found)}", flush=True)
+    made = plan(
+        found,
+        silent,
+        roster,
+        recovery,
+        machine.entropy,
+        new_keys=request.new_keys,
+        passphrase_command=request.passphrase_command,
+    )
+    key_file, protection = protect(made.tree.master, request.passphrase_command, machine.entropy)
+    with new_home(folder) as draft:
+        write_private(draft.config_path, made.config.encode().encode())
+        write_private(draft.servers_path, text.encode())
+        write_private(draft.key_path, key_file)
+        rebuilt = _rebuild(machine, made, roster, draft.database_path, draft.spool_path)
+    _report(folder, made, rebuilt, protection, request)
+
+
+def _rebuild(machine: Machine, made: Plan, roster: Roster, database: str, spool: str) -> Rebuilt:
+    async def run() -> Rebuilt:
+        owner = {"root_uid": os.getuid(), "root_gid": os.getgid()}
+        return await rebuild(machine, made, roster, database, spool, **owner)
+
+    try:
+        return trio.run(run)
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+
+
+def _report(
+    folder: Path,
+    made: Plan,
+    rebuilt: Rebuilt,
+    protection: str,
+    request: RecoverRequest,
+) -> None:
+    print(
+        f"recovered {folder}: {rebuilt.files} files, {rebuilt.directories} directories, {rebuilt.bytes} "
+        f"bytes; {rebuilt.operations} operations, {rebuilt.read_bytes} bytes read in {rebuilt.seconds:.1f} s"
+    )
+    print(protection)
+    if made.is_successor:
+        print("all machines with older keys are shut out; the recovery key stays the same")
+    elif not rebuilt.is_taken_over:
+        print(
+            "too few head servers answer to write: the file system is read from this machine until they do, "
+            "and it takes over when it is mounted then"
+        )
+    print(f"gridfs mount {request.name} MOUNTPOINT mounts it")
+
+
+def _describe(found: Found) -> str:
+    """Which state was found, in words."""
+    record, time = found.record, found.newest_time
+    when = ""
+    if time is not None:
+        when = f" of {datetime.fromtimestamp(time / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"record {record.epoch}.{record.sequence}{when}, {found.body.last} operations"
+
+
+def _unsure(found: Found, silent: Mapping[bytes, str], roster: Roster) -> str:
+    heads = found.body.head_servers
+    away = [roster.name(server) for server in heads if server in silent or roster.get(server) is None]
+    names = ", ".join(away[:6]) + (f" and {len(away) - 6} more" if len(away) > 6 else "")
+    return (
+        f"found {_describe(found)}, but there may be a newer state: {found.heard} of the {found.needed} head "
+        f"servers needed answer; silent: {names}; start them, or give up what they have with --accept-older"
+    )
+
+
+def _nothing(roster: Roster, silent: Mapping[bytes, str], request: RecoverRequest) -> CommandError:
+    if len(silent) == len(roster):
+        reasons = "; ".join(f"{roster.name(server)}: {why}" for server, why in list(silent.items())[:3])
+        return CommandError(f"none of the {len(roster)} servers answers ({reasons})", GRID_UNREACHABLE)
+    there = len(roster) - len(silent)
+    if silent:
+        names = ", ".join(roster.name(server) for server in list(silent)[:6])
+        return CommandError(
+            f"the {there} servers that answer know no file system of this recovery key; silent: {names}",
+            GRID_UNREACHABLE,
+        )
+    return CommandError(
+        f"the servers know no file system of this recovery key: is {request.recovery_key_file} the right "
+        f"one, and does {request.servers} list the right servers? (one that was never written is not there)",
+        NO_SUCH_FILE_SYSTEM,
+    )

@@ -1,0 +1,188 @@
+"""Recovering a file system on a machine that has nothing: from the recovery key to a folder that mounts.
+
+`plan` decides, from what was found in the grid, what the folder's configuration and keys will be; `rebuild`
+makes the metadata: an empty database is opened as a mount would open it, claims an epoch, adopts the newest
+record and is rolled forward; then a record of its own that stands for itself takes the file system over.
+
+With new keys that record is the first one sealed and signed with them. Until it is on a quorum of head
+servers nothing of the recovery is kept on this machine, and it can be done again from the start: the
+succession, which came with the claim, carries every master key since the first, so whatever record is the
+newest then, of whatever generation, the recovery key opens it. `gridfs/files/SPEC.md` has the crash analysis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import trio
+
+from gridfs.assembly import LocalSealer, MountOptions, open_filesystem
+from gridfs.codec.keys import KeyTree, RecoveryKey
+from gridfs.config import Config
+from gridfs.exits import LOCKED, CommandError, sole
+from gridfs.files.finding import Found, ask, judge
+from gridfs.files.headstate import NOBODY, HeadState, save_head_state
+from gridfs.files.journal import TakenOver
+from gridfs.grid.errors import NotEnoughServers
+from gridfs.grid.roster import Roster
+from gridfs.meta.store import Metadata
+from storage.client import StorageClient
+from storage.ports import Entropy, Machine
+
+BEGIN_S_MAX = 60.0
+"""How long a recovery waits for the quorum to take its first record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a recovered file system will be on this machine."""
+
+    config: Config
+    tree: KeyTree
+    former: tuple[KeyTree, ...]
+    epoch: int
+    """The first claim is one above."""
+    is_successor: bool
+    """Whether these are new keys, that shut out all machines with the old ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What came back."""
+
+    files: int
+    directories: int
+    bytes: int
+    operations: int
+    read_bytes: int
+    """Bytes of shares read from the servers."""
+    seconds: float
+    is_taken_over: bool
+    """Whether a quorum of head servers has this machine's first record."""
+
+
+async def find(
+    machine: Machine, roster: Roster, recovery: RecoveryKey
+) -> tuple[Found | None, Mapping[bytes, str]]:
+    """The newest record that can be found, and which servers are silent and why."""
+    clients = {
+        server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
+    }
+    async with trio.open_nursery() as nursery:
+        for client in clients.values():
+            await nursery.start(client.run)
+        answers = await ask(clients, recovery)
+        nursery.cancel_scope.cancel()
+    return judge(answers, recovery), answers.silent
+
+
+def plan(
+    found: Found,
+    silent: Mapping[bytes, str],
+    roster: Roster,
+    recovery: RecoveryKey,
+    entropy: Entropy,
+    *,
+    new_keys: bool = False,
+    passphrase_command: str = "",
+) -> Plan:
+    """Decide what becomes of what was found. Raises NotEnoughServers.
+
+    Where too few head servers answered to be sure that it is the newest, somebody has decided to take it for
+    that: the silent ones are given up, and servers that answer take their place.
+    """
+    settings, body = found.body.settings, found.body
+    heads, list_generation = tuple(body.head_servers), body.generation
+    if found.heard < found.needed:
+        heads, list_generation = _other_heads(found, silent, roster), list_generation + 1
+    elif new_keys and found.heard < body.quorum:
+        raise NotEnoughServers("giving the file system new keys", found.heard, body.quorum)
+    tree, former, succession, epoch = found.tree, found.former, found.succession, found.epoch
+    if new_keys:
+        former, tree, epoch = (*former, tree), KeyTree(entropy.token(32)), 0
+        masters = [*found.masters, tree.master]
+        succession = recovery.endorse(found.next_generation, masters, entropy.token(12))
+    config = Config(
+        file_system=settings.file_system,
+        k=settings.k,
+        n=settings.n,
+        happy=settings.happy,
+        shares_per_server=settings.shares_per_server,
+        head_servers=heads,
+        recovery_public=recovery.public,
+        passphrase_command=passphrase_command,
+        first_key=KeyTree(recovery.master).verifying_key,
+        head_generation=list_generation,
+        succession=succession,
+    )
+    return Plan(config, tree, former, epoch, is_successor=new_keys)
+
+
+def _other_heads(found: Found, silent: Mapping[bytes, str], roster: Roster) -> tuple[bytes, ...]:
+    """Head servers in the place of those that are given up: servers that answer, the old ones first."""
+    settings = found.body.settings
+    there = [server.server_id for server in roster if server.server_id not in silent]
+    wanted = settings.happy if settings.shares_per_server == 1 else 1
+    if len(there) < wanted:
+        raise NotEnoughServers("finding other head servers", len(there), wanted)
+    there.sort(key=lambda server: server not in found.body.head_servers)
+    return tuple(there[: max(settings.n, 2 * settings.happy - 1)])
+
+
+async def rebuild(
+    machine: Machine,
+    plan: Plan,
+    roster: Roster,
+    database: str,
+    spool_directory: str,
+    *,
+    root_uid: int = 0,
+    root_gid: int = 0,
+) -> Rebuilt:
+    """Make the metadata, and take the file system over.
+
+    Raises NotEnoughServers, also where new keys do not reach a quorum in time; CommandError where another
+    recovery was quicker; what reading the grid raises. Nothing that was made counts then.
+    """
+    began = trio.current_time()
+    metadata = Metadata.create(
+        database,
+        LocalSealer(plan.tree.local_key, machine.entropy),
+        vfs=machine.disk.sqlite_vfs,
+        root_mode=0o755,
+        root_uid=root_uid,
+        root_gid=root_gid,
+        time=machine.clock.now_ns(),
+    )
+    save_head_state(metadata, HeadState(plan.epoch, NOBODY))
+    metadata.commit()
+    metadata.close()
+    machine.disk.make_directory(spool_directory)
+    try:
+        async with open_filesystem(
+            machine, plan.config, roster, plan.tree, database, spool_directory, MountOptions(), plan.former
+        ) as parts:
+            is_begun = False
+            if parts.journal.claimed or plan.is_successor:
+                with trio.move_on_after(BEGIN_S_MAX):
+                    await parts.journal.begun()
+                    is_begun = True
+            if plan.is_successor and not is_begun:
+                raise NotEnoughServers("giving the file system new keys", 0, plan.config.quorum)
+            await parts.log.make_durable()
+            totals = parts.log.metadata.totals()
+            return Rebuilt(
+                totals.files,
+                totals.directories,
+                totals.bytes,
+                parts.log.number,
+                sum(client.statistics().bytes_in for client in parts.clients.values()),
+                trio.current_time() - began,
+                is_begun,
+            )
+    except (ExceptionGroup, TakenOver) as error:
+        cause = sole(error)
+        if isinstance(cause, TakenOver):
+            cause = CommandError("another machine takes this file system over just now: try again", LOCKED)
+        raise cause from None
