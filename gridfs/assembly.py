@@ -154,7 +154,8 @@ async def _start(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server
     )
     capacity = Capacity(clients, CapacityConfig(config.k, config.n))
-    heads = HeadServers(clients, config.head_servers, roster, log_name(keys.verifying_key))
+    name = log_name(keys.verifying_key)
+    heads = HeadServers(clients, config.head_servers, roster, name, config.quorum)
 
     sealed_bytes = options.memory_bytes * 3 // 10
     writer_config = WriterConfig(config.k, config.n, keys.convergence_secret, sealed_bytes_max=sealed_bytes)

@@ -50,8 +50,9 @@ def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[
         "bytes_stored": parts.writer.bytes_stored,
         "operations": parts.log.number,
         "operations_shipped": parts.journal.up_to,
-        "readv": reads.requests.__dict__ if hasattr(reads.requests, "__dict__") else _slots(reads.requests),
+        "readv": _slots(reads.requests),
         "reads": _slots(reads.reads),
+        "hedging": _slots(reads.hedging),
         "uploads": _slots(uploads),
     }
 

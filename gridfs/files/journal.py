@@ -294,7 +294,8 @@ class Journal:
             await self._wake.wait()
 
     async def _reclaim(self) -> None:
-        claim = await self._heads.claim(self._keys.verifying_key, self.state.epoch, self.state.mount_id)
+        state, quorum = self.state, self._config.quorum
+        claim = await self._heads.claim(self._keys.verifying_key, state.epoch, state.mount_id, quorum)
         if claim.refused:
             raise TakenOver("another client has claimed this file system")
         if claim.promises < self._config.quorum:

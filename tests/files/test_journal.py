@@ -36,7 +36,8 @@ def in_a_world(work: Work) -> None:
 
 def reader(parts: Parts, servers: Servers) -> tuple[HeadServers, History]:
     clients: Any = parts.clients
-    heads = HeadServers(clients, servers.config.head_servers, servers.roster, log_name(KEYS.verifying_key))
+    name = log_name(KEYS.verifying_key)
+    heads = HeadServers(clients, servers.config.head_servers, servers.roster, name, servers.config.quorum)
     return heads, History(heads, parts.downloader, KEYS)
 
 
@@ -138,7 +139,7 @@ def test_a_forged_or_missing_record_is_told() -> None:
             )  # fmt: skip
             with pytest.raises(Corrupt, match="forged"):
                 history.body(forged)
-            lost = HeadServers({}, servers.config.head_servers, servers.roster, b"")
+            lost = HeadServers({}, servers.config.head_servers, servers.roster, b"", servers.config.quorum)
             with pytest.raises(Corrupt, match="lacks the operations before 2"):
                 await History(lost, parts.downloader, KEYS).behind(newest, 0)
 
