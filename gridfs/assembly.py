@@ -38,6 +38,7 @@ from gridfs.grid.heads import HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.grid.uploader import Uploader
 from gridfs.meta.store import Metadata
+from gridfs.upkeep.debts import Debts, DebtsConfig
 from storage.client import StorageClient
 from storage.format.head import log_name
 from storage.ports import Entropy, Machine
@@ -78,6 +79,7 @@ class Parts:
     downloader: Downloader
     uploader: Uploader
     capacity: Capacity
+    debts: Debts
     clients: dict[bytes, StorageClient]
     roster: Roster
 
@@ -173,6 +175,17 @@ async def _start(
     trees = Trees(log, dirty, contents, namespace, journal, stamps, TreesConfig())
     files_config = FileSystemConfig(options.read_only, options.fsync, options.grid_timeout_s)
     files = FileSystem(log, dirty, writer, journal, contents, namespace, trees, capacity, files_config)
+    debts = Debts(
+        log,
+        reader,
+        downloader,
+        uploader,
+        capacity,
+        machine.offload,
+        stamp=lambda: head_state.stamp,
+        is_allowed=lambda: files.writable and journal.claimed,
+        config=DebtsConfig(),
+    )
     await nursery.start(downloader.run)
     if not options.read_only:
         await journal.claim(len(config.head_servers) - config.quorum + 1)
@@ -181,6 +194,7 @@ async def _start(
         await nursery.start(writer.run)
         await nursery.start(journal.run)
         await nursery.start(trees.run)
+        await nursery.start(debts.run)
     await nursery.start(prefetcher.run)
     await nursery.start(capacity.run)
     return Parts(
@@ -193,6 +207,7 @@ async def _start(
         downloader=downloader,
         uploader=uploader,
         capacity=capacity,
+        debts=debts,
         clients=clients,
         roster=roster,
     )

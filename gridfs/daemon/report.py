@@ -54,6 +54,7 @@ def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[
         "reads": _slots(reads.reads),
         "hedging": _slots(reads.hedging),
         "uploads": _slots(uploads),
+        "debts": _slots(parts.debts.statistics),
     }
 
 

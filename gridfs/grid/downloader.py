@@ -11,7 +11,7 @@ Sealed bytes live in pooled buffers: one for each round of a read, returned when
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -19,6 +19,7 @@ import trio
 from gridfs.grid.buffers import BufferPool
 from gridfs.grid.health import HealthBook, HealthConfig
 from gridfs.grid.hedging import HedgeConfig, HedgeStatistics, Hedging
+from gridfs.grid.mending import Mending
 from gridfs.grid.neighbours import Neighbours
 from gridfs.grid.planner import PackRef
 from gridfs.grid.ports import GridServer
@@ -27,6 +28,7 @@ from gridfs.grid.requests import Requests, RequestStatistics
 from gridfs.grid.roster import Roster, ServerId
 from gridfs.grid.supply import ReadStatistics, Tools
 from storage.client import READV_SIZE_MAX, READV_SPANS_MAX, Traffic
+from storage.ports import Buffer, Offload
 
 __all__ = ["Downloader", "DownloaderConfig", "DownloaderStatistics", "PackRef", "SegmentRead"]
 
@@ -95,6 +97,17 @@ class Downloader:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         await Reading(self._tools, segments, traffic).run()
+
+    async def mended(
+        self, pack: PackRef, wanted: Collection[int], offload: Offload
+    ) -> dict[int, tuple[Buffer, ...]]:
+        """Shares that a pack lacks, built anew: number -> header, blocks and table. A checkpoint.
+
+        Raises NotEnoughShares where fewer than k shares answer at their places, DamagedData where certified
+        shares do not give the pack.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return await Mending(self._tools, pack).run(wanted, offload)
 
     def statistics(self) -> DownloaderStatistics:
         """The live counters, and gauges of this moment."""

@@ -320,6 +320,19 @@ class Metadata:
         return self._packs.find_convergent(key_hash)
 
     @translated
+    def owing(self, after: int, up_to: int) -> list[int]:
+        """References above `after`, up to `up_to`, of packs in use that lack shares; ascending.
+
+        Reads each of these packs' rows: ask for a few thousand at a time.
+        """
+        return self._packs.owing(after, up_to)
+
+    @property
+    def last_pack(self) -> int:
+        """The highest reference that a pack has had."""
+        return self._state.next_pack - 1
+
+    @translated
     def garbage(self, limit: int = 1000) -> list[Garbage]:
         """Packs that nothing refers to, longest dead first. A Commit that names one takes it back."""
         return self._packs.garbage(limit)
