@@ -190,7 +190,7 @@ class HeadServers:
             raise NotEnoughServers(what, len(answers), enough, failed)
         if punctual_after is not None:
             for server in open_until:
-                self._health.overtaken(server, began, trio.current_time())
+                self._health.overtaken(server, 0, began, trio.current_time())
         return answers
 
     def _patience_s(self, server: ServerId, now: float) -> float:

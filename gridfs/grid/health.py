@@ -27,7 +27,7 @@ class HealthConfig:
 
     first_s: float = 1.0
     """Deadline of a small request while nothing is known of any server."""
-    deadline_s_min: float = 0.03
+    deadline_s_min: float = 0.01
     """No deadline is shorter: below this, delays are this machine's own."""
     deadline_s_max: float = 4.0
     """No deadline of a small request is longer."""
@@ -36,6 +36,9 @@ class HealthConfig:
     beyond `first_s` and `deadline_s_max`."""
     own: float = 1.0
     """A deadline is this times what is usual of the server itself ..."""
+    own_large: float = 2.0
+    """... or this, from `large_bytes` on: to ask for so much once more costs more than a moment's wait ..."""
+    large_bytes: int = 256 << 10
     peers: float = 3.0
     """... and at most this times what is usual of all servers."""
     overdue: float = 16.0
@@ -87,8 +90,9 @@ class HealthBook:
         slowest = size_bytes / config.bytes_per_s_min
         if own is None and peers is None:
             return config.first_s + slowest
+        factor = config.own if size_bytes < config.large_bytes else config.own_large
         deadline = min(
-            float("inf") if own is None else own * config.own,
+            float("inf") if own is None else own * factor,
             float("inf") if peers is None else peers * config.peers,
         )
         return max(config.deadline_s_min, min(deadline, config.deadline_s_max + slowest))
@@ -143,9 +147,11 @@ class HealthBook:
         """It has been silent for long (`is_overdue`)."""
         self._demote(self._record(server_id), now, self._config.late_s)
 
-    def overtaken(self, server_id: ServerId, asked_at: float, now: float) -> None:
+    def overtaken(self, server_id: ServerId, size_bytes: int, asked_at: float, now: float) -> None:
         """What was asked of it at that time came from others, who were asked later."""
         record = self._record(server_id)
+        record.pace.note(size_bytes, now - asked_at)
+        self._answers += 1
         if asked_at < record.overtaken_at:
             return  # requests that were under way together are late together: that is one
         record.overtaken_at = now

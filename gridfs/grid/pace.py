@@ -14,6 +14,8 @@ SAMPLES_MIN = 5
 SETTLE_EVERY = 8
 """New answers of a class after which its time is worked out again; at the beginning after each."""
 PART = 0.95
+FEW = 8
+"""From so many on the slowest does not count in any case: it may be the one that opened the connection."""
 
 CLASSES = 8
 CLASS_FACTOR = 4
@@ -28,9 +30,9 @@ def size_class(size_bytes: int) -> int:
 
 
 def within(samples: list[float]) -> float:
-    """The least of the samples that PART of them do not exceed."""
-    ordered = sorted(samples)
-    return ordered[-1 - int(len(ordered) * (1 - PART))]
+    """The least of the samples that PART of them, or all but one, do not exceed."""
+    left_out = max(int(len(samples) * (1 - PART)), len(samples) >= FEW)
+    return sorted(samples)[-1 - left_out]
 
 
 class Pace:
@@ -44,7 +46,11 @@ class Pace:
         self._usual: list[float | None] = [None] * CLASSES
 
     def note(self, size_bytes: int, seconds: float) -> None:
-        """An answer came `seconds` after it was asked, when `size_bytes` had to travel, its own included."""
+        """An answer came `seconds` after it was asked, when `size_bytes` had to travel, its own included.
+
+        So does one that had not come by then: a server whose answers were never waited for would else seem
+        as quick as it once was.
+        """
         index = size_class(size_bytes)
         samples, count = self._samples[index], self._counts[index]
         if len(samples) < SAMPLES:

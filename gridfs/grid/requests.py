@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -45,6 +46,15 @@ class Job:
     """Why the server did not answer; then `got` means nothing."""
 
 
+class Late(NamedTuple):
+    """A request that let somebody wait."""
+
+    server: ServerId
+    size: int
+    """Bytes that had to travel, those before it included."""
+    asked_at: float
+
+
 class Asking:
     """The jobs of one caller, and how far they are."""
 
@@ -64,9 +74,13 @@ class Asking:
         await self._woken.wait()
         self._woken = trio.Event()
 
-    def late(self) -> list[tuple[ServerId, float]]:
-        """(server, when it was asked) for each request that is late and still open."""
-        return [(batch.server, batch.sent_at) for batch in self.batches if batch.is_late and batch.is_open]
+    def late(self) -> list[Late]:
+        """The requests that are late and still open."""
+        return [
+            Late(batch.server, batch.ahead + batch.size, batch.sent_at)
+            for batch in self.batches
+            if batch.is_late and batch.is_open
+        ]
 
     def wake(self) -> None:
         self._woken.set()

@@ -22,7 +22,7 @@ from gridfs.grid.health import HealthBook
 from gridfs.grid.hedging import Hedging, others, settled
 from gridfs.grid.neighbours import Neighbours
 from gridfs.grid.planner import Coming, Fetch, Held, PackRef, Piece, Sources, Step, Want
-from gridfs.grid.requests import Asking, Job, Requests
+from gridfs.grid.requests import Asking, Job, Late, Requests
 from gridfs.grid.roster import Roster, ServerId
 from storage.client import Span, Traffic
 
@@ -106,8 +106,8 @@ class Supply:
                 if not pending:
                     return None
                 late = asking.late()
-                for server, _ in late:
-                    self.sources.late(server)
+                for each in late:
+                    self.sources.late(each.server)
                 steps = settled(wants, self.sources, self.held)
                 if steps is not None:
                     self._overtook(late)
@@ -131,7 +131,7 @@ class Supply:
             self._tools.requests.begin(asking, jobs, self._traffic)
             while asking.open_jobs:
                 await asking.changed()
-                late = [server for server, _ in asking.late()]
+                late = [each.server for each in asking.late()]
                 for server in late:
                     self.sources.late(server)
                 asking.wants_each = True
@@ -170,7 +170,7 @@ class Supply:
     async def _hedge(
         self,
         asking: Asking,
-        late: Sequence[tuple[ServerId, float]],
+        late: Sequence[Late],
         pending: Sequence[_Pending],
         wants: Sequence[tuple[int, Want]],
     ) -> list[_Pending]:
@@ -183,17 +183,17 @@ class Supply:
         if not fetches:
             return []
         tools, now = self._tools, trio.current_time()
-        if all(tools.health.is_demoted(server, now) for server, _ in late):
+        if all(tools.health.is_demoted(server, now) for server, _, _ in late):
             tools.hedging.went_around(len(fetches), sum(fetch.end - fetch.start for fetch in fetches))
         elif not tools.hedging.pay(fetches):
             return []
         return self._begin(asking, fetches, await self._memory(fetches), is_hedge=True)
 
-    def _overtook(self, late: Sequence[tuple[ServerId, float]]) -> None:
-        """Everything is here, and these servers still owe what they were asked at these times."""
+    def _overtook(self, late: Sequence[Late]) -> None:
+        """Everything is here, and these requests are still open."""
         now = trio.current_time()
-        for server, asked_at in late:
-            self._tools.health.overtaken(server, asked_at, now)
+        for server, size, asked_at in late:
+            self._tools.health.overtaken(server, size, asked_at, now)
         if late:
             self._tools.hedging.won()
 

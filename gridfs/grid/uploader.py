@@ -30,7 +30,7 @@ from storage.format.share import Geometry
 from storage.ports import Buffer
 
 UPLOAD_HEALTH = HealthConfig(
-    first_s=2.0, deadline_s_min=0.5, deadline_s_max=10.0, own=2.0, peers=4.0, overdue=4.0, overdue_s=4.0
+    first_s=2.0, deadline_s_min=0.5, deadline_s_max=10.0, own=2.0, own_large=2.0, peers=4.0
 )
 """A put is durable when it is answered, and to send it again costs as much as the first time: its deadlines
 have room for a slow disk."""
@@ -219,7 +219,7 @@ class Uploader:
                 nursery.start_soon(watch)
         now = trio.current_time()
         for put in under_way:  # the others were quicker
-            self._health.overtaken(put.server_id, put.sent_at, now)
+            self._health.overtaken(put.server_id, put.ahead + put.size, put.sent_at, now)
 
     def _replaced(self, groups: dict[ServerId, list[int]]) -> dict[ServerId, list[int]]:
         self._statistics.replaced += sum(map(len, groups.values()))

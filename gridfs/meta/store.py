@@ -257,6 +257,11 @@ class Metadata:
         return self._tree.parent_of(ino)
 
     @translated
+    def path_of(self, ino: int) -> str:
+        """Where an inode lies, for a person: one of its paths, or "inode N" where none is known."""
+        return self._tree.path_of(ino)
+
+    @translated
     def entries(self, parent: int, after_cookie: int = 0, limit: int = 1000) -> list[Entry]:
         """Up to `limit` entries whose cookie is above `after_cookie`, by cookie. No `.` and `..`.
 

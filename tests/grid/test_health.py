@@ -54,6 +54,14 @@ def test_one_that_was_always_slow_is_measured_by_the_others() -> None:
     assert book.deadline_s(C, 0) == pytest.approx(0.3)
 
 
+def test_a_large_request_gets_more_time() -> None:
+    book = HealthBook(CONFIG)
+    for size in (1000, CONFIG.large_bytes):
+        told(book, A, 0.1, size)
+    assert book.deadline_s(A, 1000) == pytest.approx(0.1)
+    assert book.deadline_s(A, CONFIG.large_bytes) == pytest.approx(0.2)
+
+
 def test_a_deadline_has_bounds() -> None:
     book = HealthBook(CONFIG)
     told(book, A, 1e-6)
@@ -119,17 +127,17 @@ def test_a_server_that_is_overtaken_again_and_again_is_demoted() -> None:
     book = HealthBook(CONFIG)
     for asked_at in (0.0, 2.0, 4.0):
         assert not book.demoted(asked_at)
-        book.overtaken(A, asked_at, asked_at + 1)
+        book.overtaken(A, 0, asked_at, asked_at + 1)
     assert book.demoted(5.0) == {A}
     assert book.demoted(6.0) == frozenset()
-    book.overtaken(A, 6.0, 7.0)
+    book.overtaken(A, 0, 6.0, 7.0)
     assert book.demoted(8.9) == {A}, "from now on each time, and longer"
 
 
 def test_requests_that_were_late_together_lost_one_race() -> None:
     book = HealthBook(CONFIG)
     for _ in range(10):
-        book.overtaken(A, 0.0, 1.0)
+        book.overtaken(A, 0, 0.0, 1.0)
     assert not book.demoted(1.0)
 
 
@@ -154,7 +162,7 @@ def test_only_an_answer_in_time_makes_up_for_what_was() -> None:
 def test_an_answer_between_makes_races_lost_begin_again() -> None:
     book = HealthBook(CONFIG)
     for asked_at in range(0, 40, 2):
-        book.overtaken(A, asked_at, asked_at + 1.0)
+        book.overtaken(A, 0, asked_at, asked_at + 1.0)
         if asked_at % 4:
             book.answered(A, 0, 0.1, in_time=True)
     assert not book.demoted(0.0)
@@ -167,6 +175,20 @@ def test_an_answer_does_not_make_a_liar_honest() -> None:
     assert book.demoted(29.0) == {A}
     assert book.is_demoted(A, 29.0)
     assert book.demoted(30.0) == frozenset()
+
+
+def test_a_server_that_was_never_waited_for_is_not_taken_for_quick() -> None:
+    """Its answers take 0.5 s since some time; others are quicker each time and nobody ever sees one."""
+    book = HealthBook(CONFIG)
+    told(book, A, 0.1)
+    told(book, B, 0.3)
+    for turn in range(PEERS_EVERY):
+        begin = turn * 10.0
+        deadline = book.deadline_s(A, 0)
+        if deadline + 0.3 >= 0.5:
+            break
+        book.overtaken(A, 0, begin, begin + deadline + 0.3)
+    assert book.deadline_s(A, 0) + 0.3 >= 0.5
 
 
 def test_few_answers_tell_nothing() -> None:

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gridfs.grid.pace import CLASS_FACTOR, CLASSES, FIRST_CLASS_BYTES, SAMPLES, SAMPLES_MIN, Pace, size_class
+from gridfs.grid.pace import (
+    CLASS_FACTOR,
+    CLASSES,
+    FEW,
+    FIRST_CLASS_BYTES,
+    SAMPLES,
+    SAMPLES_MIN,
+    Pace,
+    size_class,
+)
 
 SIZES = st.integers(0, 10**9)
 SECONDS = st.floats(0, 1000)
@@ -45,6 +54,12 @@ def test_it_learns_and_forgets() -> None:
     for _ in range(SAMPLES):
         pace.note(100, 0.1)
     assert pace.usual_s(0) == 0.1
+
+
+def test_of_few_the_slowest_does_not_count() -> None:
+    assert paced([(100, 3.0)] + [(100, 0.1)] * (FEW - 2)).usual_s(100) == 3.0
+    assert paced([(100, 3.0)] + [(100, 0.1)] * (FEW - 1)).usual_s(100) == 0.1
+    assert paced([(100, 3.0)] * 2 + [(100, 0.1)] * (FEW - 2)).usual_s(100) == 3.0
 
 
 def test_one_outlier_among_many_does_not_count() -> None:
