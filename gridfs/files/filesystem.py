@@ -221,14 +221,20 @@ class FileSystem:
             await self._log.spool.sync()
             return
         number = self._log.number
-        with trio.move_on_after(self._config.grid_timeout_s):
-            await self._journal.synced(ino, number)
-            return
+        try:
+            with trio.move_on_after(self._config.grid_timeout_s):
+                await self._journal.synced(ino, number)
+                return
+        except OSError as error:
+            raise OSError(error.errno, f"{self.path_of(ino)}: {error.strerror}") from error
         seconds = self._config.grid_timeout_s
         raise Unavailable(f"{self.path_of(ino)}: fsync waited {seconds:g} s. {self.trouble()}")
 
     async def sync(self) -> None:
-        """Everything written so far is in the grid. Waits as long as it takes."""
+        """Everything written so far is in the grid. Waits as long as it takes.
+
+        Raises OSError, with a path, where the local disk does not give back what was written.
+        """
         if self._config.read_only:
             return
         number = self._log.number
@@ -240,7 +246,10 @@ class FileSystem:
         self.trees.end()
         self._writer.drain()
         while not self._writer.idle:
-            await self._writer.all_stored(self._log.number)
+            try:
+                await self._writer.all_stored(self._log.number)
+            except OSError as error:
+                logger.error("it stays in the spool: %s", error.strerror)
             if not self._writer.idle:  # a pack is on its way that a truncate has emptied
                 await self._writer.progressed()
         while self._journal.up_to < self._log.number:  # shipping itself may record an operation
@@ -261,7 +270,8 @@ class FileSystem:
 
     def trouble(self) -> str:
         """Why data does not get into the grid, in words; empty while all is well."""
-        return self._writer.trouble or self._journal.trouble or self._journal.taken_over or ""
+        writer, journal = self._writer, self._journal
+        return writer.trouble or journal.trouble or journal.taken_over or writer.unreadable or ""
 
     # ---- numbers
 

@@ -377,7 +377,7 @@ class Journal:
             operations=operations,
             begins=picked.begins,
             carries=self._carrying.carries(picked),
-            data=self._carrying.data(picked),
+            data=picked.data,
         )
         sequence = state.sequence + 1
         salt = self._machine.entropy.token(SALT_SIZE)
