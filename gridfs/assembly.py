@@ -40,7 +40,8 @@ from gridfs.grid.uploader import Uploader
 from gridfs.meta.store import Metadata
 from gridfs.upkeep.debts import Debts, DebtsConfig
 from storage.client import StorageClient
-from storage.format.head import log_name
+from storage.format.head import HeadRecord, log_name
+from storage.identity import verify
 from storage.ports import Entropy, Machine
 
 _SPOOL_KEY = "gridfs 2026 spool key"
@@ -80,6 +81,7 @@ class Parts:
     uploader: Uploader
     capacity: Capacity
     debts: Debts
+    heads: HeadServers
     clients: dict[bytes, StorageClient]
     roster: Roster
 
@@ -157,7 +159,11 @@ async def _start(
     )
     capacity = Capacity(clients, CapacityConfig(config.k, config.n))
     name = log_name(keys.verifying_key)
-    heads = HeadServers(clients, config.head_servers, roster, name, config.quorum)
+
+    def is_genuine(record: HeadRecord) -> bool:
+        return verify(keys.verifying_key, record.signature, record.signed_bytes(name))
+
+    heads = HeadServers(clients, config.head_servers, roster, name, config.quorum, is_genuine)
 
     sealed_bytes = options.memory_bytes * 3 // 10
     writer_config = WriterConfig(config.k, config.n, keys.convergence_secret, sealed_bytes_max=sealed_bytes)
@@ -209,6 +215,7 @@ async def _start(
         uploader=uploader,
         capacity=capacity,
         debts=debts,
+        heads=heads,
         clients=clients,
         roster=roster,
     )

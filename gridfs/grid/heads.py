@@ -7,6 +7,7 @@ the answers mean is the caller's business: here is only who was asked, and when 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -16,8 +17,10 @@ import trio
 from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.health import HealthBook, HealthConfig
 from gridfs.grid.roster import Roster, ServerId
-from storage.errors import Conflict, StorageError
+from storage.errors import Conflict, Corrupt, StorageError
 from storage.headlog import HeadRecord
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -68,21 +71,27 @@ class HeadServers:
         roster: Roster,
         log: bytes,
         quorum: int,
+        is_genuine: Callable[[HeadRecord], bool] | None = None,
     ) -> None:
-        """`quorum`: W, the number of servers that have every record that counts."""
+        """`quorum`: W, the number of servers that have every record that counts. `is_genuine`: whether a
+        record was signed by who may write this log; without it all are taken for genuine."""
         self._clients = clients
         self.servers = tuple(servers)
         self._roster = roster
         self._log = log
         self._seeing = len(self.servers) - quorum + 1
         """So many answers show every record that W servers have."""
+        self._is_genuine = is_genuine
         self._health = HealthBook(HEAD_HEALTH)
+        self.lied: dict[ServerId, int] = {}
+        """Forged records, by the server that showed them."""
 
     async def claim(
         self, verifying_key: bytes, epoch: int, mount_id: bytes, wanted: int | None = None
     ) -> Claim:
         """Claim `epoch`. Returns once every server answered or failed; with `wanted` answers (by default as
-        many as show the newest record), late ones are not waited for."""
+        many as show the newest record), late ones are not waited for. One that shows a forged record is as
+        good as failed."""
         refused = 0
 
         async def ask(client: HeadClient) -> HeadRecord | bool | None:
@@ -92,6 +101,8 @@ class HeadServers:
             except Conflict:
                 refused += 1
                 return False
+            if newest is not None and self._is_genuine is not None and not self._is_genuine(newest):
+                raise Corrupt(f"its head record {newest.epoch}.{newest.sequence} is forged")
             return newest
 
         wanted = self._seeing if wanted is None else wanted
@@ -172,6 +183,9 @@ class HeadServers:
                 return
             except StorageError as error:
                 failed.append(f"{self._roster.name(server)}: {error}")
+                if isinstance(error, Corrupt):
+                    logger.warning("%s: %s", self._roster.name(server), error)
+                    self.lied[server] = self.lied.get(server, 0) + 1
                 self._health.failed(server, trio.current_time())
             else:
                 waited_s = trio.current_time() - began

@@ -43,6 +43,8 @@ class ReadStatistics:
     """Rows checked because a segment did not open."""
     damaged: dict[ServerId, int] = field(default_factory=dict)
     """Shares found lacking, cut short or false, by server."""
+    lied: dict[ServerId, int] = field(default_factory=dict)
+    """Those of them that were not just lacking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +230,9 @@ class Supply:
         self.sources.fail_share(pack.pack_id, number, server, reason)
         self.held.drop(pack.pack_id, number, server)
         self._tools.neighbours.drop(pack.pack_id, number)
-        damaged = self._tools.statistics.damaged
-        damaged[server] = damaged.get(server, 0) + 1
+        statistics = self._tools.statistics
+        for counted in (statistics.damaged, statistics.lied) if lied else (statistics.damaged,):
+            counted[server] = counted.get(server, 0) + 1
         name = self._tools.roster.name(server)
         logger.warning("%s, pack %s share %d: %s", name, short(pack.pack_id), number, reason)
         if lied:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
@@ -71,7 +71,9 @@ def head_servers(clients: list[FakeClient], listed: int | None = None) -> HeadSe
     """`listed`: how many of the head servers the servers file still names."""
     ids = [server_id(index) for index in range(len(clients))]
     there = dict(list(zip(ids, clients, strict=True))[:listed])
-    return HeadServers(there, ids, make_roster(len(clients)), LOG, QUORUM)
+    return HeadServers(
+        there, ids, make_roster(len(clients)), LOG, QUORUM, lambda record: record.signature == bytes(64)
+    )
 
 
 async def test_an_append_returns_with_the_quorum_and_leaves_the_slow(
@@ -127,6 +129,19 @@ async def test_a_claim_hears_everybody_and_takes_the_newest_record(
     claim = await head_servers(clients).claim(KEY, 5, MOUNT)
     assert claim == Claim(promises=4, refused=1, newest=new, holders=2)
     assert trio.current_time() == pytest.approx(0.5)
+
+
+async def test_a_forged_record_is_not_believed_and_its_server_is_named(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However new it says to be."""
+    clients = [FakeClient(newest=record(7)) for _ in range(COUNT)]
+    clients[3].newest = replace(record(1, epoch=1 << 60), signature=b"!" * 64)
+    heads = head_servers(clients)
+    claim = await heads.claim(KEY, 5, MOUNT)
+    assert claim == Claim(promises=5, refused=0, newest=record(7), holders=5)
+    assert heads.lied == {server_id(3): 1}
+    assert f"{make_roster(COUNT).name(server_id(3))}: its head record {1 << 60}.1 is forged" in caplog.text
 
 
 async def test_hung_head_servers_hold_up_nobody_whose_answer_is_known(

@@ -5,6 +5,7 @@ In virtual time: every figure here is exact, and none depends on the machine tha
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -199,6 +200,37 @@ def test_shares_that_are_lost_for_good_are_not_waited_for() -> None:
         await client.session(work)
 
     run_world(1, scenario)
+
+
+def test_servers_that_were_put_back_to_an_old_copy_are_named_and_gone_around(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two of six do not know any more what they stored since: shares and head records."""
+
+    async def scenario(world: World) -> None:
+        client, servers = await new_client(world)
+        old = [copy.deepcopy(node.platter.root) for node in servers.nodes[:2]]
+        data = content(700 * KIB)
+        await client.session(lambda parts: stored(parts, {"file": data}))
+        for node, root in zip(servers.nodes, old, strict=False):
+            world.crash(node)
+            node.platter.root = root
+        await servers.restart(*servers.nodes[:2])
+
+        async def work(parts: Parts) -> None:
+            assert await Shell(parts).read("file") == data
+            reads = parts.downloader.statistics().reads
+            names = {servers.roster.servers[index].server_id for index in (0, 1)}
+            assert set(reads.damaged) <= names
+            assert reads.damaged
+            assert not reads.lied
+            await Shell(parts).write("more", data)
+            await Shell(parts).files.drain()
+
+        await client.session(work)
+
+    run_world(1, scenario)
+    assert "it lacks its share" in caplog.text
 
 
 # ---- writing
