@@ -42,6 +42,7 @@ from gridfs.grid.roster import Roster
 from gridfs.grid.uploader import Uploader
 from gridfs.meta.records import Settings
 from gridfs.meta.store import Metadata
+from gridfs.upkeep.debts import Debts, DebtsConfig
 from storage.client import StorageClient
 from storage.ports import Entropy, Machine
 
@@ -84,6 +85,8 @@ class Parts:
     downloader: Downloader
     uploader: Uploader
     capacity: Capacity
+    debts: Debts
+    heads: HeadServers
     clients: dict[bytes, StorageClient]
     roster: Roster
 
@@ -190,7 +193,7 @@ async def _reach(
     uploader = Uploader(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server
     )
-    heads = HeadServers(clients, config.head_servers, roster, keys.log)
+    heads = HeadServers(clients, config.head_servers, roster, keys.log, config.quorum, keys.verifier())
     return _Grid(clients, roster, downloader, uploader, heads, History(heads, downloader, keys), keys)
 
 
@@ -270,7 +273,8 @@ def _build(machine: Machine, config: Config, grid: _Grid, options: MountOptions,
     reader = Reader(log.metadata, dirty, log.spool, downloader, ReaderConfig())
     prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 3))
     stamps = Stamps(machine.clock)
-    contents = Contents(log, dirty, writer, prefetcher, stamps, ContentsConfig())
+    contents_config = ContentsConfig(room_timeout_s=options.grid_timeout_s)
+    contents = Contents(log, dirty, writer, prefetcher, stamps, contents_config)
     checkpointer = Checkpointer(
         machine, log, uploader, downloader, head_state, contents.pause, CheckpointConfig(config.k, config.n)
     )
@@ -298,7 +302,18 @@ def _build(machine: Machine, config: Config, grid: _Grid, options: MountOptions,
     trees = Trees(log, dirty, contents, namespace, journal, stamps, TreesConfig())
     files_config = FileSystemConfig(options.read_only, options.fsync, options.grid_timeout_s)
     files = FileSystem(log, dirty, writer, journal, contents, namespace, trees, capacity, files_config)
-    writing = (log.run, writer.run, checkpointer.run, journal.run, trees.run)
+    debts = Debts(
+        log,
+        reader,
+        downloader,
+        uploader,
+        capacity,
+        machine.offload,
+        stamp=lambda: head_state.stamp,
+        is_allowed=lambda: files.writable and journal.claimed,
+        config=DebtsConfig(),
+    )
+    writing = (log.run, writer.run, checkpointer.run, journal.run, trees.run, debts.run)
     parts = Parts(
         files=files,
         log=log,
@@ -310,6 +325,8 @@ def _build(machine: Machine, config: Config, grid: _Grid, options: MountOptions,
         downloader=downloader,
         uploader=uploader,
         capacity=capacity,
+        debts=debts,
+        heads=grid.heads,
         clients=grid.clients,
         roster=grid.roster,
     )

@@ -6,10 +6,11 @@ that the recovery key endorsed it. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gridfs.codec.keys import KeyTree, sign
-from storage.format.head import EPOCH_BITS, SIGNATURE_SIZE, HeadClaim, Succession, log_name
+from storage.format.head import EPOCH_BITS, SIGNATURE_SIZE, HeadClaim, HeadRecord, Succession, fits, log_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,17 @@ class HeadKeys:
     def sign(self, message: bytes) -> bytes:
         """The current head signing key's signature (64 bytes)."""
         return sign(self.tree.signing_seed, message)
+
+    def verifier(self) -> Callable[[HeadRecord], bool]:
+        """Tells whether one of these keys, former ones included, signed a record."""
+        signers = [tree.verifying_key for tree in (self.tree, *self.former)]
+        log = self.log
+
+        def is_genuine(record: HeadRecord) -> bool:
+            signed = record.signed_bytes(log)
+            return any(fits(signer, record.signature, signed) for signer in signers)
+
+        return is_genuine
 
     def yields_to(self, succession: Succession | None) -> bool:
         """Whether the recovery key has made a younger generation than this.

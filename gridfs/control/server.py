@@ -120,6 +120,8 @@ class ControlServer:
                 await self._files.sync()
             except TakenOver as error:
                 answer = {"error": str(error), "taken_over": True}
+            except OSError as error:
+                answer = {"error": error.strerror or str(error)}
             nursery.cancel_scope.cancel()
         await _send(connection, answer)
 

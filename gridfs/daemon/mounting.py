@@ -120,6 +120,7 @@ async def _refusals(parts: Parts) -> list[str]:
 
 
 async def _drain(parts: Parts, control: ControlServer) -> None:
+    parts.debts.end()
     async with trio.open_nursery() as nursery:
 
         async def leave() -> None:

@@ -50,9 +50,11 @@ def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[
         "bytes_stored": parts.writer.bytes_stored,
         "operations": parts.log.number,
         "operations_shipped": parts.journal.up_to,
-        "readv": reads.requests.__dict__ if hasattr(reads.requests, "__dict__") else _slots(reads.requests),
+        "readv": _slots(reads.requests),
         "reads": _slots(reads.reads),
+        "hedging": _slots(reads.hedging),
         "uploads": _slots(uploads),
+        "debts": _slots(parts.debts.statistics),
     }
 
 
@@ -66,6 +68,7 @@ def _server(parts: Parts, server_id: bytes) -> dict[str, Any]:
     client = parts.clients[server_id]
     info = parts.capacity.infos.get(server_id)
     statistics = client.statistics()
+    reads = parts.downloader.statistics()
     return {
         "name": parts.roster.name(server_id),
         "id": server_id.hex(),
@@ -77,6 +80,10 @@ def _server(parts: Parts, server_id: bytes) -> dict[str, Any]:
         "requests": dict(statistics.requests),
         "bytes_in": statistics.bytes_in,
         "bytes_out": statistics.bytes_out,
+        "avoided": server_id in reads.demoted,
+        "shares_lacking": reads.reads.damaged.get(server_id, 0) - reads.reads.lied.get(server_id, 0),
+        "shares_false": reads.reads.lied.get(server_id, 0),
+        "records_forged": parts.heads.lied.get(server_id, 0),
     }
 
 
@@ -88,6 +95,9 @@ def _health(parts: Parts, servers: list[dict[str, Any]]) -> str:
     missing = parts.log.metadata.totals().missing_shares
     what = "1 share is" if missing == 1 else f"{missing} shares are"
     owed = f"; {what} owed, because servers were down when data was stored" if missing else ""
+    liars = [server["name"] for server in servers if server["shares_false"] or server["records_forged"]]
+    if liars:
+        owed += f"; {', '.join(liars)} gave false data, which was not used: see the log"
     down = [server for server in servers if server["state"].startswith(("unreachable", "refused"))]
     names = ", ".join(server["name"] for server in down)
     trouble = parts.files.trouble()

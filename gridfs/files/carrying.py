@@ -8,6 +8,7 @@ pack. No awaits here; all calls are made from the loop.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from gridfs.files.log import OperationLog
 from gridfs.files.overlay import Piece
 from gridfs.files.writer import Writer
 from gridfs.meta.records import CarriedData
+from storage.errors import Corrupt
+
+logger = logging.getLogger(__name__)
 
 CARRIED_BYTES_MAX = 16 << 10
 """Dirty bytes of one file that a record takes along; more go into packs first."""
@@ -43,14 +47,14 @@ class Picked:
     begins: bool
     up_to: dict[int, int] = field(default_factory=dict)
     """Inode -> number up to which its bytes are in packs or in records, once this one is stored."""
-    pieces: list[tuple[int, Piece]] = field(default_factory=list)
+    data: list[CarriedData] = field(default_factory=list)
     size: int = 0
 
-    def take(self, ino: int, pieces: Iterable[Piece], up_to: int) -> None:
+    def take(self, ino: int, data: Iterable[CarriedData], up_to: int) -> None:
         self.up_to[ino] = up_to
-        for piece in pieces:
-            self.pieces.append((ino, piece))
-            self.size += _cost(piece)
+        for each in data:
+            self.data.append(each)
+            self.size += len(each.data) + PIECE_COST
 
 
 class Carrying:
@@ -112,7 +116,11 @@ class Carrying:
             known = self._up_to.get(ino, 0) if begins else 0
             pieces = [piece for piece in self._new(ino) if piece.oldest > known]
             if picked.size + sum(map(_cost, pieces)) <= room:
-                picked.take(ino, pieces, limit)
+                try:
+                    picked.take(ino, self._read(ino, pieces), limit)
+                except (OSError, Corrupt) as error:
+                    logger.error("%s: %s", self._log.metadata.path_of(ino), error)
+                    self._refuse(ino)  # the writer will say so to whoever waits
         return picked
 
     def _forget_stored(self) -> None:
@@ -122,22 +130,30 @@ class Carrying:
 
     def _pick_again(self, picked: Picked, limit: int, room: int) -> bool:
         """Take along what rests on the records before this one; returns whether that can be done."""
+        again: list[tuple[int, int, list[Piece]]] = []
         for ino, number in self._up_to.items():
             # Bytes that were overwritten since have to be there in their newer form.
             pieces = [piece for piece in self._pieces(ino) if piece.oldest <= number]
             if limit < self._log.number or any(piece.number > limit for piece in pieces):
                 return False
-            picked.take(ino, pieces, number)
-        return picked.size <= room
+            again.append((ino, number, pieces))
+        if sum(_cost(piece) for _, _, pieces in again for piece in pieces) > room:
+            return False
+        try:
+            for ino, number, pieces in again:
+                picked.take(ino, self._read(ino, pieces), number)
+        except (OSError, Corrupt):
+            return False
+        return True
 
     def carries(self, picked: Picked) -> bool:
         """Whether anything rests on the records once this one is stored, to the best of our knowledge."""
-        return bool(self._up_to or picked.pieces)
+        return bool(self._up_to or picked.data)
 
-    def data(self, picked: Picked) -> list[CarriedData]:
-        """The bytes, read from the spool. Raises OSError, Corrupt."""
+    def _read(self, ino: int, pieces: Iterable[Piece]) -> list[CarriedData]:
+        """The bytes, from the spool. Raises OSError, Corrupt."""
         result = []
-        for ino, piece in picked.pieces:
+        for piece in pieces:
             buffer = bytearray(piece.end - piece.start)
             self._log.spool.read_into(piece.source, piece.skip, memoryview(buffer))
             result.append(CarriedData(ino, piece.start, piece.number, bytes(buffer)))

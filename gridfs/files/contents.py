@@ -26,7 +26,7 @@ FILE_SIZE_MAX = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class ContentsConfig:
-    room_timeout_s: float = 60.0
+    room_timeout_s: float = 30.0
     """How long a write waits for room in a full spool before it fails with ENOSPC."""
     piece_bytes: int = 1 << 20
     """Longer writes become several records."""

@@ -22,6 +22,7 @@ from gridfs.files.readahead import Readahead
 from gridfs.files.trees import Trees
 from gridfs.files.writer import Writer
 from gridfs.grid.capacity import Capacity
+from gridfs.grid.errors import GridError, NotEnoughShares
 from gridfs.meta.rows import Listed
 from storage.errors import StorageError, Unavailable
 from storage.ports import Buffer
@@ -42,6 +43,8 @@ class FileSystemConfig:
     """grid: fsync returns when the data is in the grid; spool: when it is durable on this machine."""
     grid_timeout_s: float = 30.0
     """How long fsync, or a read, waits for the grid before it fails with EIO."""
+    retry_s_max: float = 0.5
+    """Longest pause before a read that too few servers could serve is tried again."""
     room_timeout_s: float = 10.0
     """How long a create, or an open for writing, waits for room in a full spool."""
 
@@ -123,12 +126,38 @@ class FileSystem:
         self.namespace.closed(file.ino)
 
     async def read(self, handle: int, offset: int, length: int) -> Buffer:
-        """Raises Unavailable when the grid does not answer within `grid_timeout`."""
+        """Waits for servers that are away, up to `grid_timeout`.
+
+        Raises Unavailable, with the file's path, when they stay away, and at once where servers that answer
+        have too few good shares; OSError where the local disk fails.
+        """
         file = self._handles[handle]
-        size = self.namespace.inode(file.ino).size
-        with trio.move_on_after(self._config.grid_timeout_s):
-            return await file.readahead.read(offset, length, size)
-        raise Unavailable(f"inode {file.ino}: no answer from the grid for {self._config.grid_timeout_s:g} s")
+        trouble = ""
+        delay = self._config.retry_s_max / 8
+        try:
+            with trio.move_on_after(self._config.grid_timeout_s):
+                while True:
+                    try:
+                        size = self.namespace.inode(file.ino).size
+                        return await file.readahead.read(offset, length, size)
+                    except NotEnoughShares as error:
+                        if not error.may_pass:
+                            raise
+                        trouble = f": {error}"
+                    await trio.sleep(delay)
+                    delay = min(2 * delay, self._config.retry_s_max)
+        except (GridError, StorageError) as error:
+            raise Unavailable(f"{self.path_of(file.ino)}, at byte {offset}: {error}") from error
+        except OSError as error:
+            reason = f"{self.path_of(file.ino)}, at byte {offset}: {error.strerror or error}"
+            raise OSError(error.errno or errno.EIO, reason) from error
+        seconds = self._config.grid_timeout_s
+        where = f"{self.path_of(file.ino)}, at byte {offset}"
+        raise Unavailable(f"{where}: no answer from the grid for {seconds:g} s{trouble}")
+
+    def path_of(self, ino: int) -> str:
+        """One path of an inode, for a person."""
+        return self._log.metadata.path_of(ino)
 
     async def write(self, handle: int, offset: int, data: Buffer, *, stamped: bool = False) -> int:
         """Returns the bytes written: all of them. `stamped`: the front end sets the times by itself."""
@@ -192,13 +221,20 @@ class FileSystem:
             await self._log.spool.sync()
             return
         number = self._log.number
-        with trio.move_on_after(self._config.grid_timeout_s):
-            await self._journal.synced(ino, number)
-            return
-        raise Unavailable(f"inode {ino}: fsync waited {self._config.grid_timeout_s:g} s. {self.trouble()}")
+        try:
+            with trio.move_on_after(self._config.grid_timeout_s):
+                await self._journal.synced(ino, number)
+                return
+        except OSError as error:
+            raise OSError(error.errno, f"{self.path_of(ino)}: {error.strerror}") from error
+        seconds = self._config.grid_timeout_s
+        raise Unavailable(f"{self.path_of(ino)}: fsync waited {seconds:g} s. {self.trouble()}")
 
     async def sync(self) -> None:
-        """Everything written so far is in the grid. Waits as long as it takes."""
+        """Everything written so far is in the grid. Waits as long as it takes.
+
+        Raises OSError, with a path, where the local disk does not give back what was written.
+        """
         if self._config.read_only:
             return
         number = self._log.number
@@ -210,7 +246,10 @@ class FileSystem:
         self.trees.end()
         self._writer.drain()
         while not self._writer.idle:
-            await self._writer.all_stored(self._log.number)
+            try:
+                await self._writer.all_stored(self._log.number)
+            except OSError as error:
+                logger.error("it stays in the spool: %s", error.strerror)
             if not self._writer.idle:  # a pack is on its way that a truncate has emptied
                 await self._writer.progressed()
         while self._journal.up_to < self._log.number:  # shipping itself may record an operation
@@ -231,7 +270,8 @@ class FileSystem:
 
     def trouble(self) -> str:
         """Why data does not get into the grid, in words; empty while all is well."""
-        return self._writer.trouble or self._journal.trouble or self._journal.taken_over or ""
+        writer, journal = self._writer, self._journal
+        return writer.trouble or journal.trouble or journal.taken_over or writer.unreadable or ""
 
     # ---- numbers
 
@@ -265,5 +305,6 @@ class FileSystem:
 
         Raises Exhausted (ENOSPC) sooner than a write that is under way does.
         """
-        await self._dirty.room(ROOM_BYTES, self._config.room_timeout_s)
+        config = self._config
+        await self._dirty.room(ROOM_BYTES, min(config.room_timeout_s, config.grid_timeout_s))
         await self.pause.over()

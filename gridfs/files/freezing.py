@@ -114,10 +114,14 @@ class Freezer:
 
     def landed(self, flight: Flight) -> None:
         """The flight is committed."""
-        for run in flight.runs:
-            runs = self._in_flight[run.ino]
-            del runs[run]
-            if not runs:
+        self.let_go(flight.runs)
+
+    def let_go(self, runs: Iterable[Run]) -> None:
+        """Nothing carries these runs any more; what is still dirty of them may be picked again."""
+        for run in runs:
+            flying = self._in_flight[run.ino]
+            del flying[run]
+            if not flying:
                 del self._in_flight[run.ino]
             self._examined.pop(run.ino, None)
 

@@ -45,10 +45,6 @@ class History:
         self._log = keys.log
         self._readable = [(tree.verifying_key, tree.journal_key) for tree in (keys.tree, *keys.former)]
 
-    def is_valid(self, record: HeadRecord) -> bool:
-        """Whether one of the file system's keys signed this record."""
-        return self._journal_key(record) is not None
-
     def body(self, record: HeadRecord) -> HeadBody:
         """Check a record's signature and open it. Raises Corrupt."""
         journal_key = self._journal_key(record)

@@ -176,7 +176,7 @@ class Journal:
             self._gatherer.save()
             await self._log.settle()
             mine = self._keys.claim(epoch, self.state.mount_id)
-            claim = await self._heads.claim(mine, self._history.is_valid)
+            claim = await self._heads.claim(mine)
             if claim.promises + claim.refused < enough:
                 raise NotEnoughServers("asking the head servers", claim.promises, enough)
             if not claim.refused:
@@ -374,7 +374,7 @@ class Journal:
 
     async def _reclaim(self) -> None:
         mine = self._keys.claim(self.state.epoch, self.state.mount_id)
-        claim = await self._heads.claim(mine, self._history.is_valid)
+        claim = await self._heads.claim(mine, self._config.quorum)
         if claim.refused:
             await self._check_keys()
             raise TakenOver("another client has claimed this file system")
@@ -476,7 +476,7 @@ class Journal:
             operations=operations,
             begins=picked.begins,
             carries=self._carrying.carries(picked),
-            data=self._carrying.data(picked),
+            data=picked.data,
             settings=config.settings,
             checkpoint=self.base.checkpoint,
             checkpointed=self.base.checkpointed,

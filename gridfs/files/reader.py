@@ -187,6 +187,10 @@ class Reader:
         for part in parts:
             part.out[:] = memoryview(ready[part.name])[part.skip : part.skip + len(part.out)]
 
+    def forget_pack(self, ref: int) -> None:
+        """Its shares lie elsewhere from now on."""
+        self._pack_refs.pop(ref, None)
+
     def _pack(self, ref: int) -> tuple[PackRef, bytes, bool]:
         found = self._pack_refs.get(ref)
         if found is None:

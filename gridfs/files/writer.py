@@ -8,12 +8,16 @@ A frozen range stays in its overlay (reads come from the spool) until the commit
 meanwhile are committed all the same, under the newer data: an fsync that waits for them was promised
 exactly those. Only a later truncate clips a flight.
 
+A range that the spool does not give back (a bad disk) leaves its flight and is set aside: the others go on,
+whoever waits for it is told, and it is tried again when somebody asks for it or writes to the file.
+
 Atomic between awaits: selecting a flight (the overlay is read and the range marked in one step), and
 committing one (operation recorded, overlay retired, waiters woken).
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -28,7 +32,7 @@ from gridfs.codec.pack import (
     seal_pack,
 )
 from gridfs.files.dirty import DirtyData
-from gridfs.files.freezing import Flight, Freezer
+from gridfs.files.freezing import Flight, Freezer, Run
 from gridfs.files.log import OperationLog
 from gridfs.grid.errors import GridError
 from gridfs.grid.uploader import Receipt, Uploader
@@ -102,17 +106,21 @@ class Writer:
         self.packs_known = 0
         """Packs that did not go out because the grid had their content."""
         self.bytes_stored = 0
+        self._unreadable: dict[int, tuple[str, list[Run]]] = {}
+        """By inode: why its bytes could not be read back from the spool, and which."""
 
     # ---- what others tell the writer
 
     def written(self, ino: int) -> None:
         """Dirty data of this inode grew."""
+        self._try_again(ino)
         if self._freezer.written(ino):
             self._wake.set()
 
     def truncated(self, ino: int, size: int) -> None:
         """Clip what is in flight of this inode."""
         self._freezer.truncated(ino, size)
+        self._try_again(ino)
         self._progress_made()
 
     def drain(self) -> None:
@@ -141,10 +149,13 @@ class Writer:
     async def stored(self, ino: int, number: int) -> None:
         """Wait until every byte of `ino` written by operations up to `number` is committed.
 
-        Raises what `halt` was given.
+        Raises OSError where bytes cannot be read back from the spool, and what `halt` was given.
         """
+        self._try_again(ino)
         while not self.is_stored(ino, number):
             self._check_halted()
+            if ino in self._unreadable:
+                raise OSError(errno.EIO, self._unreadable[ino][0])
             self._freezer.want(ino, number)
             self._wake.set()
             await self._progress.wait()
@@ -152,10 +163,14 @@ class Writer:
     async def all_stored(self, number: int) -> None:
         """Wait until every byte written by operations up to `number`, of any inode, is committed.
 
-        Raises what `halt` was given.
+        Raises OSError at the end where bytes could not be read back from the spool, and what `halt` got.
         """
+        for ino in list(self._unreadable):
+            self._try_again(ino)
         while inodes := self._freezer.unstored(number):
             self._check_halted()
+            if all(ino in self._unreadable for ino in inodes):
+                raise OSError(errno.EIO, self.unreadable or "")
             for ino in inodes:
                 self._freezer.want(ino, number)
             self._wake.set()
@@ -167,7 +182,18 @@ class Writer:
 
     @property
     def idle(self) -> bool:
-        return not self._flights and not self._dirty.inodes
+        """Nothing is left to be done, or that could be done."""
+        return not self._flights and self._dirty.inodes <= len(self._unreadable)
+
+    @property
+    def unreadable(self) -> str | None:
+        """Which files have bytes that cannot be read back from the spool, and why, in words; None: none."""
+        if not self._unreadable:
+            return None
+        ino, (reason, _) = next(iter(self._unreadable.items()))
+        others = len(self._unreadable) - 1
+        more = f" (and {others} more files)" if others else ""
+        return f"{self._log.metadata.path_of(ino)}{more}: {reason}"
 
     @property
     def flights(self) -> int:
@@ -213,14 +239,15 @@ class Writer:
         async with self._seal_turn:
             task_status.started()
             try:
-                key = await self._machine.offload.run(self._load, flight)
+                key, unread = await self._machine.offload.run(self._load, flight)
             finally:
                 for run in flight.runs:
                     for piece in run.pieces:
                         self._log.spool.unpin(piece.source)
+            self._set_aside(flight, unread)
             flight.pack = self._known(key)
             sealed = None
-            if flight.pack is None:
+            if flight.pack is None and flight.runs:
                 sealed = await self._machine.offload.run(self._seal, flight, key)
         if sealed is not None:
             flight.places = [(run.offset, run.length) for run in sealed.runs]
@@ -228,6 +255,30 @@ class Writer:
         if flight.memory is not None:
             self._columns.append(flight.memory)
         await self._commit_ready()
+
+    # ---- what the spool does not give back
+
+    def _set_aside(self, flight: Flight, unread: dict[Run, str]) -> None:
+        """Take runs that cannot be read out of a flight; an empty one has nothing more to do."""
+        for run, reason in unread.items():
+            flight.runs.remove(run)
+            if run.end > run.start:
+                logger.error("%s: %s", self._log.metadata.path_of(run.ino), reason)
+                self._unreadable.setdefault(run.ino, (reason, []))[1].append(run)
+            else:
+                self._freezer.let_go([run])  # truncated meanwhile
+        if not flight.runs:
+            self._flights.remove(flight)
+            self.sealed_bytes -= flight.cost
+        if unread:
+            self._progress_made()
+
+    def _try_again(self, ino: int) -> None:
+        """What was set aside of this inode may be picked again."""
+        if ino in self._unreadable:
+            _, runs = self._unreadable.pop(ino)
+            self._freezer.let_go(runs)
+            self._wake.set()
 
     def _known(self, key: bytes | None) -> PackRecord | None:
         """The pack that holds exactly this content already, if there is one (convergence)."""
@@ -267,20 +318,33 @@ class Writer:
                 self.trouble = None
                 return receipt
 
-    def _load(self, flight: Flight) -> bytes | None:
-        """In a worker thread: read the runs from the spool; the convergent key if the pack has one."""
-        total = flight.length
-        if len(self._plaintext) < total:
-            self._plaintext = bytearray(total)
+    def _load(self, flight: Flight) -> tuple[bytes | None, dict[Run, str]]:
+        """In a worker thread: read the runs from the spool, side by side.
+
+        Returns the convergent key, if the pack has one, and why which runs cannot be read.
+        """
+        if len(self._plaintext) < flight.length:
+            self._plaintext = bytearray(flight.length)
         view = memoryview(self._plaintext)
         position = 0
+        unread: dict[Run, str] = {}
         for run in flight.runs:
-            for piece in run.pieces:
-                size = piece.end - piece.start
-                self._log.spool.read_into(piece.source, piece.skip, view[position : position + size])
-                position += size
-        flight.places = [(0, total)]
-        return convergent_key(self._config.convergence_secret, view[:total]) if flight.key is None else None
+            try:
+                self._read(run, view[position : position + run.length])
+                position += run.length
+            except (OSError, StorageError) as error:
+                unread[run] = f"its bytes cannot be read back from the spool: {error}"
+        flight.places = [(0, position)]
+        if flight.key is not None or unread:
+            return None, unread
+        return convergent_key(self._config.convergence_secret, view[:position]), unread
+
+    def _read(self, run: Run, view: memoryview) -> None:
+        position = 0
+        for piece in run.pieces:
+            size = piece.end - piece.start
+            self._log.spool.read_into(piece.source, piece.skip, view[position : position + size])
+            position += size
 
     def _seal(self, flight: Flight, key: bytes | None) -> SealedPack:
         """In a worker thread, behind `_load`: seal what was read."""

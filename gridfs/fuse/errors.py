@@ -10,7 +10,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import pyfuse3
 
@@ -46,6 +46,10 @@ def errno_of(error: Exception) -> int:
     return next((ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO), 0)
 
 
+UNANSWERED = ("forget",)
+"""Handlers without an answer: pyfuse3 ends the mount on any error of theirs, FUSEError too."""
+
+
 class Counted(Protocol):
     """Whose handlers they are."""
 
@@ -59,7 +63,7 @@ H = TypeVar("H", bound=Counted)
 def firewall(
     handler: Callable[Concatenate[H, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[H, P], Coroutine[Any, Any, T]]:
-    """Wrap a FUSE handler so that only FUSEError leaves it; counts its calls."""
+    """Wrap a FUSE handler so that only FUSEError leaves it, if anything may; counts its calls."""
     name = handler.__name__
 
     @functools.wraps(handler)
@@ -76,6 +80,8 @@ def firewall(
                 code = errno.EIO
             elif code in (errno.EIO, errno.ENOSPC):
                 logger.error("%s: %s", name, error)
+            if name in UNANSWERED:
+                return cast(T, None)
             raise pyfuse3.FUSEError(code) from None
 
     return guarded

@@ -3,27 +3,32 @@
 A read goes in rounds: plan (pure), fetch everything at once, open. Whatever failed on the way only
 changes what the next plan may use, so every kind of trouble takes the same road: a dead server, a share
 that is missing, one that is cut short. A segment that does not open leads to an audit of its row, which
-names the liars and decodes from good blocks. Before a read is given up, every server has been asked.
+names the liars and decodes from good blocks. Before a read is given up, every server has been asked. A server
+that lets a read wait past its own usual time is overtaken (`supply`, `hedging`).
 
 Sealed bytes live in pooled buffers: one for each round of a read, returned when the read ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from gridfs.grid.buffers import BufferPool
 from gridfs.grid.health import HealthBook, HealthConfig
+from gridfs.grid.hedging import HedgeConfig, HedgeStatistics, Hedging
+from gridfs.grid.mending import Mending
 from gridfs.grid.neighbours import Neighbours
 from gridfs.grid.planner import PackRef
 from gridfs.grid.ports import GridServer
-from gridfs.grid.reading import Reading, ReadStatistics, SegmentRead, Tools
+from gridfs.grid.reading import Reading, SegmentRead
 from gridfs.grid.requests import Requests, RequestStatistics
 from gridfs.grid.roster import Roster, ServerId
+from gridfs.grid.supply import ReadStatistics, Tools
 from storage.client import READV_SIZE_MAX, READV_SPANS_MAX, Traffic
+from storage.ports import Buffer, Offload
 
 __all__ = ["Downloader", "DownloaderConfig", "DownloaderStatistics", "PackRef", "SegmentRead"]
 
@@ -41,6 +46,7 @@ class DownloaderConfig:
     bytes_max: int = READV_SIZE_MAX
     """Bytes that one request may ask for."""
     health: HealthConfig = field(default_factory=HealthConfig)
+    hedging: HedgeConfig = field(default_factory=HedgeConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class DownloaderStatistics:
 
     requests: RequestStatistics
     reads: ReadStatistics
+    hedging: HedgeStatistics
     demoted: tuple[ServerId, ...]
     """Servers that are not asked first now."""
     lent_bytes: int
@@ -71,6 +78,7 @@ class Downloader:
             requests=Requests(clients, health, config.spans_max, config.bytes_max),
             pool=BufferPool(config.kept_bytes, config.lent_bytes),
             health=health,
+            hedging=Hedging(config.hedging),
             roster=roster,
             neighbours=Neighbours(config.neighbour_bytes),
             statistics=ReadStatistics(),
@@ -90,6 +98,17 @@ class Downloader:
         await trio.lowlevel.checkpoint_if_cancelled()
         await Reading(self._tools, segments, traffic).run()
 
+    async def mended(
+        self, pack: PackRef, wanted: Collection[int], offload: Offload
+    ) -> dict[int, tuple[Buffer, ...]]:
+        """Shares that a pack lacks, built anew: number -> header, blocks and table. A checkpoint.
+
+        Raises NotEnoughShares where fewer than k shares answer at their places, DamagedData where certified
+        shares do not give the pack.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return await Mending(self._tools, pack).run(wanted, offload)
+
     def statistics(self) -> DownloaderStatistics:
         """The live counters, and gauges of this moment."""
         tools = self._tools
@@ -97,6 +116,7 @@ class Downloader:
         return DownloaderStatistics(
             requests=tools.requests.statistics,
             reads=tools.statistics,
+            hedging=tools.hedging.statistics(),
             demoted=tuple(server.server_id for server in tools.roster if server.server_id in demoted),
             lent_bytes=tools.pool.lent_bytes,
             kept_bytes=tools.pool.kept_bytes,

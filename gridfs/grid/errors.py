@@ -29,12 +29,17 @@ class NotEnoughServers(GridError):
 class NotEnoughShares(GridError):
     """Data cannot be read now: fewer than k shares were found. Try again when servers are back."""
 
-    def __init__(self, pack_id: bytes, got: int, k: int, failed: Sequence[str] = ()) -> None:
+    def __init__(
+        self, pack_id: bytes, got: int, k: int, failed: Sequence[str] = (), *, silent: int = 0
+    ) -> None:
+        """`silent`: servers that did not answer."""
         why = f" ({_list(failed)})" if failed else ""
         super().__init__(f"pack {short(pack_id)}: {got} of the {k} shares needed were found{why}")
         self.pack_id = pack_id
         self.got = got
         self.k = k
+        self.may_pass = silent > 0
+        """Whether it may be otherwise when servers are back."""
 
 
 class DamagedData(GridError):

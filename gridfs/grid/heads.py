@@ -1,11 +1,13 @@
 """The head servers as one: claim, append and trim with a quorum, over explicit servers.
 
-W answers of one kind decide; answers of the others are not waited for. What the answers mean is the
-caller's business: here is only who was asked, and when enough have agreed.
+An append is over with W answers. Whoever asks for what there is waits for enough answers, and then for those
+servers only that are not late, by their own recent answers (`health`): one that hangs holds nobody up. What
+the answers mean is the caller's business: here is only who was asked, and when enough have answered.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -13,14 +15,20 @@ from typing import Protocol, TypeVar
 import trio
 
 from gridfs.grid.errors import NotEnoughServers
+from gridfs.grid.health import HealthBook, HealthConfig
 from gridfs.grid.roster import Roster, ServerId
-from storage.errors import Conflict, StorageError
+from storage.errors import Conflict, Corrupt, StorageError
 from storage.headlog import HeadClaim, HeadRecord, HeadStanding
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 LOG_BYTES_MAX = 256 << 20
 """What one server may send of a head log: far above what it keeps."""
+
+HEAD_HEALTH = HealthConfig(first_s=1.0, deadline_s_min=0.1, deadline_s_max=5.0, own=2.0, peers=4.0)
+"""Answers come from a disk that syncs; nothing is sent twice if one is late."""
 
 
 class HeadClient(Protocol):
@@ -57,19 +65,31 @@ class HeadServers:
     """The head servers of one file system."""
 
     def __init__(
-        self, clients: Mapping[ServerId, HeadClient], servers: Sequence[ServerId], roster: Roster, log: bytes
+        self,
+        clients: Mapping[ServerId, HeadClient],
+        servers: Sequence[ServerId],
+        roster: Roster,
+        log: bytes,
+        quorum: int,
+        is_genuine: Callable[[HeadRecord], bool] | None = None,
     ) -> None:
+        """`quorum`: W, the number of servers that have every record that counts. `is_genuine`: whether a
+        record was signed by who may write this log; without it all are taken for genuine."""
         self._clients = clients
         self.servers = tuple(servers)
         self._roster = roster
         self._log = log
+        self._seeing = len(self.servers) - quorum + 1
+        """So many answers show every record that W servers have."""
+        self._is_genuine = is_genuine
+        self._health = HealthBook(HEAD_HEALTH)
+        self.lied: dict[ServerId, int] = {}
+        """Forged records, by the server that showed them."""
 
-    async def claim(self, claim: HeadClaim, is_valid: Callable[[HeadRecord], bool]) -> Claim:
-        """Claim an epoch; returns once every server answered or failed.
-
-        A server whose newest record is not valid (it lies, or keeps what a successor wrote that was given up)
-        counts as one without records.
-        """
+    async def claim(self, claim: HeadClaim, wanted: int | None = None) -> Claim:
+        """Claim an epoch. Returns once every server answered or failed; with `wanted` answers (by default as
+        many as show the newest record), late ones are not waited for. One that shows a record which is not
+        genuine (it lies, or keeps what a successor wrote that was given up) is as good as failed."""
         refused = 0
 
         async def ask(client: HeadClient) -> HeadRecord | bool | None:
@@ -79,10 +99,13 @@ class HeadServers:
             except Conflict:
                 refused += 1
                 return False
+            if newest is not None and self._is_genuine is not None and not self._is_genuine(newest):
+                raise Corrupt(f"its head record {newest.epoch}.{newest.sequence} is forged")
             return newest
 
-        answers = await self._ask_all(ask, 0, "claiming the head log", everybody=True)
-        records = [answer for answer in answers if isinstance(answer, HeadRecord) and is_valid(answer)]
+        wanted = self._seeing if wanted is None else wanted
+        answers = await self._ask_all(ask, 0, "claiming the head log", punctual_after=wanted)
+        records = [answer for answer in answers if isinstance(answer, HeadRecord)]
         newest = max(records, key=lambda record: record.stamp, default=None)
         return Claim(len(answers) - refused, refused, newest, records.count(newest) if newest else 0)
 
@@ -92,19 +115,20 @@ class HeadServers:
         async def ask(client: HeadClient) -> HeadStanding | None:
             return await client.head_look(self._log)
 
-        answers = await self._ask_all(ask, 0, "reading the head log", everybody=True)
+        answers = await self._ask_all(ask, 0, "reading the head log", punctual_after=self._seeing)
         return [answer for answer in answers if answer is not None]
 
     async def records(self, enough: int = 0) -> list[HeadRecord]:
-        """Every record that any server which answers keeps, each once, oldest first.
+        """Every record that the servers which answer keep, each once, oldest first.
 
-        Raises NotEnoughServers if fewer than `enough` answer.
+        Every record that W servers have is among them, where so many answer that it can be. Raises
+        NotEnoughServers if fewer than `enough` answer.
         """
 
         async def ask(client: HeadClient) -> list[HeadRecord]:
             return await client.head_read(self._log, None, LOG_BYTES_MAX)
 
-        answers = await self._ask_all(ask, enough, "reading the head log", everybody=True)
+        answers = await self._ask_all(ask, enough, "reading the head log", punctual_after=self._seeing)
         found = {record.record_hash(): record for records in answers for record in records}
         return sorted(found.values(), key=lambda record: record.stamp)
 
@@ -118,12 +142,12 @@ class HeadServers:
         await self._ask_all(ask, quorum, f"head record {record.epoch}.{record.sequence}")
 
     async def trim(self, before: tuple[int, int], signature: bytes) -> None:
-        """Let all servers that answer drop their records before this stamp; failures do not matter."""
+        """Let the servers drop their records before this stamp; failures and late ones do not matter."""
 
         async def ask(client: HeadClient) -> None:
             await client.head_trim(self._log, before, signature)
 
-        await self._ask_all(ask, 0, "trimming the head log", everybody=True)
+        await self._ask_all(ask, 0, "trimming the head log", punctual_after=0)
 
     async def _ask_all(
         self,
@@ -131,34 +155,66 @@ class HeadServers:
         enough: int,
         what: str,
         *,
-        everybody: bool = False,
+        punctual_after: int | None = None,
     ) -> list[T]:
-        """Ask every server at once; stop waiting when `enough` answered, unless `everybody` is wanted."""
+        """Ask every server at once; stop waiting when `enough` answered.
+
+        punctual_after: wait for all, but once so many answered no longer for those that are late.
+        """
         answers: list[T] = []
         failed: list[str] = []
         conflicts: list[Conflict] = []
+        began = trio.current_time()
+        open_until = {server: began + self._patience_s(server, began) for server in self.servers}
+
+        def look() -> None:
+            """Move the end of the waiting, where that is known now."""
+            if punctual_after is None:
+                if len(answers) >= enough:
+                    nursery.cancel_scope.cancel()
+            elif len(answers) >= punctual_after:
+                # At least as long again, so that distance alone makes nobody late.
+                again = 2 * trio.current_time() - began if answers else began
+                nursery.cancel_scope.deadline = max(again, *open_until.values()) if open_until else again
 
         async def one(server: ServerId) -> None:
             client = self._clients.get(server)
             if client is None:
                 failed.append(f"{self._roster.name(server)} is not in the servers file")
+                del open_until[server]
                 return
             try:
                 answers.append(await ask(client))
             except Conflict as error:
                 conflicts.append(error)
                 nursery.cancel_scope.cancel()
+                return
             except StorageError as error:
                 failed.append(f"{self._roster.name(server)}: {error}")
+                if isinstance(error, Corrupt):
+                    logger.warning("%s: %s", self._roster.name(server), error)
+                    self.lied[server] = self.lied.get(server, 0) + 1
+                self._health.failed(server, trio.current_time())
             else:
-                if len(answers) >= enough and not everybody:
-                    nursery.cancel_scope.cancel()
+                waited_s = trio.current_time() - began
+                in_time = trio.current_time() <= open_until[server]
+                self._health.answered(server, 0, waited_s, in_time=in_time)
+            del open_until[server]
+            look()
 
         async with trio.open_nursery() as nursery:
             for server in self.servers:
                 nursery.start_soon(one, server)
+            look()
         if conflicts:
             raise conflicts[0]
         if len(answers) < enough:
             raise NotEnoughServers(what, len(answers), enough, failed)
+        if punctual_after is not None:
+            for server in open_until:
+                self._health.overtaken(server, 0, began, trio.current_time())
         return answers
+
+    def _patience_s(self, server: ServerId, now: float) -> float:
+        """How long to wait for one that is not needed."""
+        return 0.0 if self._health.is_demoted(server, now) else self._health.deadline_s(server, 0)

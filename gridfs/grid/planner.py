@@ -100,11 +100,28 @@ class Held:
         self._pieces[key] = [piece for piece in self._pieces.get(key, ()) if piece.server != server]
 
 
+class Coming:
+    """Byte ranges of shares that are on their way from servers that are not late."""
+
+    def __init__(self) -> None:
+        self._ranges: dict[ShareKey, list[tuple[int, int]]] = {}
+
+    def add(self, pack_id: bytes, number: int, start: int, end: int) -> None:
+        self._ranges.setdefault((pack_id, number), []).append((start, end))
+
+    def covers(self, pack_id: bytes, number: int, start: int, end: int) -> bool:
+        """Whether one range has all of these bytes."""
+        return any(low <= start and end <= high for low, high in self._ranges.get((pack_id, number), ()))
+
+
+NOTHING_COMING = Coming()
+
+
 class Sources:
     """Who may still be asked for what, in one read. It only ever shrinks, but for `found`."""
 
     def __init__(self, demoted: Iterable[ServerId] = ()) -> None:
-        self._demoted = frozenset(demoted)
+        self._avoided = frozenset(demoted)
         self._dead: dict[ServerId, str] = {}
         self._bad: dict[tuple[bytes, int, ServerId], str] = {}
         self._found: dict[ShareKey, list[ServerId]] = {}
@@ -112,13 +129,22 @@ class Sources:
     def best(self, pack: PackRef, number: int) -> ServerId | None:
         """The server to ask for this share: one in good health if there is one."""
         candidates = list(self._candidates(pack, number))
-        return next((s for s in candidates if s not in self._demoted), candidates[0] if candidates else None)
+        return next((s for s in candidates if s not in self._avoided), candidates[0] if candidates else None)
 
     def healthy(self, server: ServerId) -> bool:
-        return server not in self._demoted
+        return server not in self._avoided
+
+    def late(self, server: ServerId) -> None:
+        """It lets us wait: from now on ask it only for what nobody else can give."""
+        self._avoided |= {server}
 
     def alive(self, server: ServerId) -> bool:
         return server not in self._dead
+
+    @property
+    def silent(self) -> int:
+        """Servers that did not answer: what they have may be had later."""
+        return len(self._dead)
 
     def fail_server(self, server: ServerId, reason: str) -> None:
         """It does not answer: ask it nothing more."""
@@ -155,12 +181,14 @@ class Sources:
                 yield server
 
 
-def plan_reads(wants: Sequence[tuple[int, Want]], sources: Sources, held: Held) -> Plan:
-    """Plan the reads for (index, want) pairs, with what is `held` already.
+def plan_reads(
+    wants: Sequence[tuple[int, Want]], sources: Sources, held: Held, coming: Coming = NOTHING_COMING
+) -> Plan:
+    """Plan the reads for (index, want) pairs, with what is `held`, or `coming` and so not asked again.
 
     The plan either covers every want, or names the packs of which fewer than k shares can be had.
     """
-    planning = _Planning(sources, held)
+    planning = _Planning(sources, held, coming)
     for index, want in wants:
         planning.direct(index, want)
     planning.rebuild_rest()
@@ -168,9 +196,10 @@ def plan_reads(wants: Sequence[tuple[int, Want]], sources: Sources, held: Held) 
 
 
 class _Planning:
-    def __init__(self, sources: Sources, held: Held) -> None:
+    def __init__(self, sources: Sources, held: Held, coming: Coming) -> None:
         self._sources = sources
         self._held = held
+        self._coming = coming
         self._plan = Plan()
         self._ranges: dict[ShareKey, list[tuple[int, int]]] = {}
         self._from: dict[ShareKey, tuple[PackRef, ServerId]] = {}
@@ -181,7 +210,7 @@ class _Planning:
         """Plan the plain read of a range, or leave it for `rebuild_rest`."""
         pack, number, start, end = want
         pack_id = pack.pack_id
-        if self._held.view(pack_id, number, start, end) is not None:
+        if self._is_here(pack_id, number, start, end):
             self._plan.steps.append(Step((index,), ()))
             return
         key = (pack_id, number)
@@ -236,7 +265,7 @@ class _Planning:
             if start >= pack.geometry.data_length(number):
                 ranked.append((0, number))
                 continue
-            if self._is_held(pack, number, start, end):
+            if self._is_here(pack.pack_id, number, start, min(end, pack.geometry.data_length(number))):
                 ranked.append((1, number))
                 continue
             server = self._sources.best(pack, number)
@@ -258,14 +287,16 @@ class _Planning:
             self._ask(pack, number, start, end)
         self._plan.steps.append(Step(tuple(index for index, _ in group), helpers))
 
-    def _is_held(self, pack: PackRef, number: int, start: int, end: int) -> bool:
-        end = min(end, pack.geometry.data_length(number))
-        return self._held.view(pack.pack_id, number, start, end) is not None
+    def _is_here(self, pack_id: bytes, number: int, start: int, end: int) -> bool:
+        """Whether a range need not be asked for: it is held, or on its way."""
+        if self._held.view(pack_id, number, start, end) is not None:
+            return True
+        return self._coming is not NOTHING_COMING and self._coming.covers(pack_id, number, start, end)
 
     def _ask(self, pack: PackRef, number: int, start: int, end: int) -> None:
         """Ask for a range as far as the share goes; what lies behind its end is known to be zeros."""
         end = min(end, pack.geometry.data_length(number))
-        if start >= end or self._held.view(pack.pack_id, number, start, end) is not None:
+        if start >= end or self._is_here(pack.pack_id, number, start, end):
             return
         key = (pack.pack_id, number)
         if key not in self._from:

@@ -1,13 +1,11 @@
 """One read of many segments, from the first plan to the last opened segment. See `downloader`.
 
-State of a read: which wants are open (`_open`), what bytes are here (`Held`), who may still be asked
-(`Sources`). It is changed only between awaits, and every round either finishes a want or takes a source
-away, so a read ends.
+State of a read: which wants are left, and its `Supply`: what bytes are here, who may still be asked. It is
+changed only between awaits, and every round either finishes a want or takes a source away, so a read ends.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,18 +14,13 @@ import trio
 from gridfs.codec.cipher import TAG_SIZE, open_into
 from gridfs.codec.erasure import rebuild
 from gridfs.grid import audit, placement
-from gridfs.grid.buffers import BufferPool
-from gridfs.grid.errors import DamagedData, NotEnoughShares, short
-from gridfs.grid.health import HealthBook
-from gridfs.grid.neighbours import Neighbours
-from gridfs.grid.planner import Fetch, Held, PackRef, Piece, Plan, Sources, Step, Want, plan_reads
-from gridfs.grid.requests import Job, Requests
-from gridfs.grid.roster import Roster, ServerId
+from gridfs.grid.errors import DamagedData, NotEnoughShares
+from gridfs.grid.planner import Fetch, PackRef, Plan, Step, Want, plan_reads
+from gridfs.grid.requests import Job
+from gridfs.grid.supply import Supply, Tools
 from storage.client import Span, Traffic
 from storage.errors import Corrupt
 from storage.ports import Buffer
-
-logger = logging.getLogger(__name__)
 
 FAIR_BYTES = 1 << 20
 """Bytes that are decoded and opened before other tasks get their turn: some 0.1 ms."""
@@ -62,52 +55,20 @@ class SegmentRead:
         return Want(self.pack, number, start, start + sealed)
 
 
-@dataclass(slots=True)
-class ReadStatistics:
-    """Counters since the start."""
-
-    segments: int = 0
-    """Segments opened."""
-    reconstructed: int = 0
-    """Ranges rebuilt from others."""
-    lookups: int = 0
-    """Times that all servers were asked for a pack's shares."""
-    audits: int = 0
-    """Rows checked because a segment did not open."""
-    damaged: dict[ServerId, int] = field(default_factory=dict)
-    """Shares found lacking, cut short or false, by server."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What all reads of a downloader share."""
-
-    requests: Requests
-    pool: BufferPool
-    health: HealthBook
-    roster: Roster
-    neighbours: Neighbours
-    statistics: ReadStatistics
-
-
 class Reading:
     """One call of `Downloader.read`."""
 
     def __init__(self, tools: Tools, segments: Sequence[SegmentRead], traffic: Traffic) -> None:
         self._tools = tools
         self._segments = segments
-        self._traffic = traffic
         self._wants = [segment.want() for segment in segments]
-        self._sources = Sources(tools.health.demoted(trio.current_time()))
-        self._held = Held()
+        self._supply = Supply(tools, traffic)
+        self._sources = self._supply.sources
+        self._held = self._supply.held
         for want in self._wants:
             if (piece := tools.neighbours.find(want)) is not None:
                 self._held.add(want.pack.pack_id, want.number, piece)
-        self._wide: set[tuple[bytes, int, int]] = set()
-        """Blocks that are fetched for their neighbours too: (pack id, share number, start)."""
-        self._buffers: list[bytearray] = []
         self._located: set[bytes] = set()
-        self._asking = False
         self._opened_bytes = 0
 
     async def run(self) -> None:
@@ -115,9 +76,7 @@ class Reading:
         try:
             await self._rounds()
         finally:
-            # Cancelled while asking, a request may still be under way into a buffer.
-            for buffer in self._buffers:
-                self._tools.pool.give(buffer, reuse=not self._asking)
+            self._supply.close()
 
     async def _rounds(self) -> None:
         left = list(range(len(self._wants)))
@@ -127,10 +86,12 @@ class Reading:
             if plan.lacking:
                 await self._locate(plan.lacking)
                 continue
-            await self._fetch(self._widened(plan))
-            left = await self._carry_out(plan.steps)
+            fetches = self._widened(plan)
+            self._count_ways_around(plan, wants)
+            steps = await self._supply.fetch(fetches, wants)
+            left = await self._carry_out(plan.steps if steps is None else steps)
 
-    # ---- fetching
+    # ---- what to ask
 
     def _widened(self, plan: Plan) -> list[Fetch]:
         """What to ask: for a small segment the whole of its block, where its neighbours are likely wanted.
@@ -145,78 +106,28 @@ class Reading:
                 wide = self._tools.neighbours.widened(want)
                 if wide is not want:
                     fetch = Fetch(*wide, fetch.server)
-                    self._wide.add((fetch.pack.pack_id, fetch.number, fetch.start))
+                    self._supply.wide.add((fetch.pack.pack_id, fetch.number, fetch.start))
             fetches.append(fetch)
         return fetches
 
-    async def _buffer(self, size: int) -> memoryview:
-        pool = self._tools.pool
-        # One who holds a buffer must not wait for others who do.
-        buffer = pool.take_nowait(size) if self._buffers else await pool.take(size)
-        self._buffers.append(buffer)
-        return memoryview(buffer)[:size]
-
-    async def _ask(self, asked: Sequence[tuple[ServerId, Span]]) -> list[Job]:
-        """Send spans to servers, all at once; a server that does not answer is asked nothing more."""
-        memory = await self._buffer(sum(span.length for _, span in asked))
-        jobs = []
-        at = 0
-        for server, span in asked:
-            jobs.append(Job(server, span, memory[at : at + span.length]))
-            at += span.length
-        self._asking = True
-        await self._tools.requests.ask(jobs, self._traffic)
-        self._asking = False
-        for job in jobs:
-            if job.failure is not None:
-                self._sources.fail_server(job.server, job.failure)
-        return jobs
-
-    async def _fetch(self, fetches: Sequence[Fetch]) -> None:
-        if not fetches:
-            return
-        asked = [
-            (
-                fetch.server,
-                Span(
-                    fetch.pack.pack_id,
-                    fetch.number,
-                    fetch.pack.geometry.data_offset + fetch.start,
-                    fetch.end - fetch.start,
-                ),
-            )
-            for fetch in fetches
-        ]
-        jobs = await self._ask(asked)
-        for fetch, job in zip(fetches, jobs, strict=True):
-            if job.failure is not None:
-                continue
-            if job.got == job.span.length:
-                piece = Piece(fetch.start, fetch.end, job.destination, fetch.server)
-                self._held.add(fetch.pack.pack_id, fetch.number, piece)
-                if (fetch.pack.pack_id, fetch.number, fetch.start) in self._wide:
-                    self._tools.neighbours.keep(Want(*fetch[:4]), job.destination, fetch.server)
-            else:
-                reason = "its share is cut short" if job.got else "it lacks its share"
-                self._blame(fetch.pack, fetch.number, fetch.server, reason, lied=bool(job.got))
-
-    def _blame(self, pack: PackRef, number: int, server: ServerId, reason: str, *, lied: bool) -> None:
-        """A share is not what it should be: go around it and say so; later reads ask a liar last."""
-        self._sources.fail_share(pack.pack_id, number, server, reason)
-        self._held.drop(pack.pack_id, number, server)
-        self._tools.neighbours.drop(pack.pack_id, number)
-        damaged = self._tools.statistics.damaged
-        damaged[server] = damaged.get(server, 0) + 1
-        name = self._tools.roster.name(server)
-        logger.warning("%s, pack %s share %d: %s", name, short(pack.pack_id), number, reason)
-        if lied:
-            self._tools.health.lied(server, trio.current_time())
+    def _count_ways_around(self, plan: Plan, wants: Sequence[tuple[int, Want]]) -> None:
+        ranges = sum(len(step.wants) for step in plan.steps if step.helpers)
+        if ranges:
+            asked = sum(fetch.end - fetch.start for fetch in plan.fetches)
+            wanted = sum(want.end - want.start for _, want in wants)
+            self._tools.hedging.went_around(ranges, max(0, asked - wanted))
 
     async def _locate(self, lacking: Mapping[bytes, tuple[PackRef, int]]) -> None:
         """Ask every server which shares of these packs it has. Raises NotEnoughShares the second time."""
         for pack, available in lacking.values():
             if pack.pack_id in self._located:
-                raise NotEnoughShares(pack.pack_id, available, pack.geometry.k, self._reasons(pack.pack_id))
+                raise NotEnoughShares(
+                    pack.pack_id,
+                    available,
+                    pack.geometry.k,
+                    self._reasons(pack.pack_id),
+                    silent=self._sources.silent,
+                )
         self._tools.statistics.lookups += len(lacking)
         self._located.update(lacking)
         asked = []
@@ -225,9 +136,15 @@ class Reading:
             for server in placement.order(pack.pack_id, self._tools.roster):
                 if self._sources.alive(server):
                     asked += [(server, Span(pack.pack_id, number, 0, 1)) for number in numbers]
-        for job in await self._ask(asked) if asked else ():
-            if job.failure is None and job.got:
-                self._sources.found(job.span.pack_id, job.span.number, job.server)
+
+        def enough(jobs: Sequence[Job]) -> bool:
+            for job in jobs:
+                if job.is_done and job.failure is None and job.got:
+                    self._sources.found(job.span.pack_id, job.span.number, job.server)
+            return all(self._sources.available(pack) >= pack.geometry.k for pack, _ in lacking.values())
+
+        if asked:
+            enough(await self._supply.ask(asked, enough))
 
     def _reasons(self, pack_id: bytes) -> list[str]:
         name = self._tools.roster.name
@@ -336,12 +253,17 @@ class Reading:
             server = self._sources.best(pack, number)
             if server is not None:
                 asked += [(server, number, span) for span in audit.exhibit_spans(pack, number, row)]
-        jobs = await self._ask([(server, span) for server, _, span in asked]) if asked else []
+
+        def enough(_: Sequence[Job]) -> bool:
+            wave = self._next_wave(pack, row, {})
+            return bool(wave) and all(self._is_healthy(pack, number) for number in wave)
+
+        jobs = await self._supply.ask([(server, span) for server, _, span in asked], enough) if asked else []
         good: dict[int, Buffer] = {}
         for at in range(0, len(jobs), audit.EXHIBIT_PARTS):
             server, number, _ = asked[at]
             parts = jobs[at : at + audit.EXHIBIT_PARTS]
-            if any(job.failure is not None for job in parts):
+            if any(not job.is_done or job.failure is not None for job in parts):
                 continue
             exhibit = audit.Exhibit(*(job.destination for job in parts))
             got = [job.got for job in parts]
@@ -349,5 +271,9 @@ class Reading:
             if reason is None:
                 good[number] = exhibit.block
             else:
-                self._blame(pack, number, server, reason, lied=any(got))
+                self._supply.blame(pack, number, server, reason, lied=any(got))
         return good
+
+    def _is_healthy(self, pack: PackRef, number: int) -> bool:
+        server = self._sources.best(pack, number)
+        return server is not None and self._sources.healthy(server)

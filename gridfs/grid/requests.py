@@ -4,15 +4,20 @@ Readers hand in jobs and wait; the task in `run` wakes in the next turn, takes a
 sends one request per server and class of traffic, split only at the wire's limits. So the number of
 messages does not depend on k, on the number of segments or on the number of readers.
 
-A destination belongs to its request until the job is done. A reader that is cancelled leaves its jobs
-behind: its destinations must not be used again, and a request that nobody waits for any more is cancelled.
-Atomic between awaits: a job is queued, in a batch, or done.
+A request that passes its server's deadline (`health`) goes on; those who wait for it are told, and may get
+the same bytes elsewhere and leave. One task watches all deadlines with one alarm, which is moved only where a
+new request is due before it: an undisturbed request costs no timer.
+
+A destination belongs to its request until the job is done. A reader that leaves, or is cancelled, leaves its
+open jobs behind: their destinations must not be used again, and a request that nobody waits for any more is
+cancelled, by a message of its own. Atomic between awaits: a job is queued, in a batch, or done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -21,6 +26,9 @@ from gridfs.grid.ports import GridServer
 from gridfs.grid.roster import ServerId
 from storage.client import Span, Traffic
 from storage.errors import StorageError
+
+LAG_S = 0.01
+"""The alarm may come this late. If it comes later, our own loop was busy and answers may lie unread."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,20 +39,51 @@ class Job:
     span: Span
     destination: memoryview
     """Exactly as long as the span."""
+    is_done: bool = False
     got: int = 0
     """Bytes received, once done."""
     failure: str | None = None
     """Why the server did not answer; then `got` means nothing."""
 
 
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    """One caller and the jobs it waits for."""
+class Late(NamedTuple):
+    """A request that let somebody wait."""
 
-    open_jobs: int
-    done: trio.Event = field(default_factory=trio.Event)
-    abandoned: bool = False
-    batches: list[_Batch] = field(default_factory=list)
+    server: ServerId
+    size: int
+    """Bytes that had to travel, those before it included."""
+    asked_at: float
+
+
+class Asking:
+    """The jobs of one caller, and how far they are."""
+
+    __slots__ = ("_woken", "batches", "is_abandoned", "open_jobs", "wants_each")
+
+    def __init__(self) -> None:
+        self.open_jobs = 0
+        self.wants_each = False
+        """Whether `changed` returns for each request that is answered, and not for the last one only."""
+        self.is_abandoned = False
+        self.batches: list[_Batch] = []
+        """Requests that its jobs are in."""
+        self._woken = trio.Event()
+
+    async def changed(self) -> None:
+        """Wait until all jobs are done, or a request is late (again), or with `wants_each` any is done."""
+        await self._woken.wait()
+        self._woken = trio.Event()
+
+    def late(self) -> list[Late]:
+        """The requests that are late and still open."""
+        return [
+            Late(batch.server, batch.ahead + batch.size, batch.sent_at)
+            for batch in self.batches
+            if batch.is_late and batch.is_open
+        ]
+
+    def wake(self) -> None:
+        self._woken.set()
 
 
 @dataclass(slots=True, eq=False)
@@ -53,13 +92,25 @@ class _Batch:
 
     server: ServerId
     traffic: Traffic
-    jobs: list[tuple[Job, _Ticket]] = field(default_factory=list)
+    jobs: list[tuple[Job, Asking]] = field(default_factory=list)
     size: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    is_open: bool = True
+    sent_at: float = 0.0
+    ahead: int = 0
+    """Bytes that were asked of the server before, with as much urgency, and had not come."""
+    deadline_s: float = 0.0
+    due: float = 0.0
+    """When to look at it."""
+    is_late: bool = False
+    had_grace: bool = False
 
     @property
-    def abandoned(self) -> bool:
-        return all(ticket.abandoned for _, ticket in self.jobs)
+    def is_abandoned(self) -> bool:
+        return all(asking.is_abandoned for _, asking in self.jobs)
+
+    def askings(self) -> list[Asking]:
+        return list(dict.fromkeys(asking for _, asking in self.jobs))
 
 
 @dataclass(slots=True)
@@ -69,13 +120,15 @@ class RequestStatistics:
     bytes: int = 0
     """Bytes received."""
     failed: int = 0
-    """Requests that were not answered, or too late."""
+    """Requests that were not answered."""
+    late: int = 0
+    """Requests that passed their server's deadline."""
     by_server: dict[ServerId, int] = field(default_factory=dict)
     """Requests sent, by server."""
 
 
 class Requests:
-    """Collects jobs and sends them. `run` must be running while `ask` is called."""
+    """Collects jobs and sends them. `run` must be running while anything is asked."""
 
     def __init__(
         self, clients: Mapping[ServerId, GridServer], health: HealthBook, spans_max: int, bytes_max: int
@@ -84,9 +137,13 @@ class Requests:
         self._health = health
         self._spans_max = spans_max
         self._bytes_max = bytes_max
-        self._queued: dict[tuple[ServerId, Traffic], list[tuple[Job, _Ticket]]] = {}
+        self._queued: dict[tuple[ServerId, Traffic], list[tuple[Job, Asking]]] = {}
         self._wake = trio.Event()
-        self._outstanding: dict[ServerId, int] = {}
+        self._outstanding: dict[ServerId, list[int]] = {}
+        """Bytes asked for and not here, by class of traffic."""
+        self._open: dict[_Batch, None] = {}
+        self._alarm = trio.CancelScope()
+        self._alarm_at = float("inf")
         self._closed = False
         self.statistics = RequestStatistics()
 
@@ -94,6 +151,7 @@ class Requests:
         """Send until cancelled; jobs that are open then fail."""
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
                 task_status.started()
                 while True:
                     await self._wake.wait()
@@ -107,52 +165,58 @@ class Requests:
             for jobs in self._queued.values():
                 _finish(jobs, "reading has ended")
 
-    async def ask(self, jobs: Sequence[Job], traffic: Traffic) -> None:
-        """Wait until every job is done, well or not: see its `got` and `failure`. A checkpoint."""
-        ticket = _Ticket(len(jobs))
-        entries = [(job, ticket) for job in jobs]
+    def begin(self, asking: Asking, jobs: Sequence[Job], traffic: Traffic) -> None:
+        """Ask for (further) jobs. Whoever does not wait for all of them must call `leave`."""
+        entries = [(job, asking) for job in jobs]
+        asking.open_jobs += len(jobs)
         if self._closed:
             _finish(entries, "reading has ended")
-        for job, _ in () if self._closed else entries:
-            self._queued.setdefault((job.server, traffic), []).append((job, ticket))
+            return
+        for job, _ in entries:
+            self._queued.setdefault((job.server, traffic), []).append((job, asking))
         self._wake.set()
-        if not jobs:
-            ticket.done.set()
+
+    def leave(self, asking: Asking) -> None:
+        """Nobody waits for these jobs any more; destinations of open ones must not be used again."""
+        asking.is_abandoned = True
+        for batch in asking.batches:
+            if batch.is_open and batch.is_abandoned:
+                batch.scope.cancel()
+
+    async def ask(self, jobs: Sequence[Job], traffic: Traffic) -> None:
+        """Wait until every job is done, well or not: see its `got` and `failure`. A checkpoint."""
+        asking = Asking()
+        self.begin(asking, jobs, traffic)
         try:
-            await ticket.done.wait()
-        except trio.Cancelled:
-            self._abandon(ticket)
-            raise
+            while asking.open_jobs:
+                await asking.changed()
+        finally:
+            self.leave(asking)
 
     def _batches(
-        self, server: ServerId, traffic: Traffic, jobs: Sequence[tuple[Job, _Ticket]]
+        self, server: ServerId, traffic: Traffic, jobs: Sequence[tuple[Job, Asking]]
     ) -> Iterator[_Batch]:
         batch = _Batch(server, traffic)
-        for job, ticket in jobs:
-            if ticket.abandoned:
+        for job, asking in jobs:
+            if asking.is_abandoned:
                 continue
             length = job.span.length
             if batch.jobs and (len(batch.jobs) == self._spans_max or batch.size + length > self._bytes_max):
                 yield batch
                 batch = _Batch(server, traffic)
-            batch.jobs.append((job, ticket))
+            batch.jobs.append((job, asking))
             batch.size += length
-            if not ticket.batches or ticket.batches[-1] is not batch:
-                ticket.batches.append(batch)
+            if not asking.batches or asking.batches[-1] is not batch:
+                asking.batches.append(batch)
         if batch.jobs:
             yield batch
-
-    def _abandon(self, ticket: _Ticket) -> None:
-        ticket.abandoned = True
-        for batch in ticket.batches:
-            if batch.abandoned:
-                batch.scope.cancel()
 
     async def _send(self, batch: _Batch) -> None:
         failure: str | None = "reading has ended"
         try:
             failure = await self._readv(batch)
         finally:
+            batch.is_open = False
             _finish(batch.jobs, failure)
 
     async def _readv(self, batch: _Batch) -> str | None:
@@ -163,27 +227,24 @@ class Requests:
         self._count(batch)
         spans = [job.span for job, _ in batch.jobs]
         destinations = [job.destination for job, _ in batch.jobs]
-        ahead = self._outstanding.get(batch.server, 0)
-        self._outstanding[batch.server] = ahead + batch.size
-        deadline_s = self._health.deadline_s(ahead + batch.size)
         got: list[int] = []
+        self._opened(batch)
         try:
-            with batch.scope, trio.move_on_after(deadline_s) as deadline:
+            with batch.scope:
                 got = await client.readv(spans, destinations, batch.traffic)
         except StorageError as error:
-            self._failed(batch.server, hung=False)
+            self._failed(batch.server)
             return str(error)
         finally:
-            self._outstanding[batch.server] -= batch.size
-        if deadline.cancelled_caught:
-            self._failed(batch.server, hung=True)
-            return "it did not answer in time"
+            self._ended(batch)
         if batch.scope.cancelled_caught:
             return "nobody waits for it any more"
         if len(got) != len(spans) or not all(0 <= g <= s.length for g, s in zip(got, spans, strict=True)):
-            self._failed(batch.server, hung=False)
+            self._failed(batch.server)
             return "it answered what was not asked"
-        self._health.worked(batch.server)
+        waited_s = trio.current_time() - batch.sent_at
+        in_time = not batch.is_late
+        self._health.answered(batch.server, batch.ahead + batch.size, waited_s, in_time=in_time)
         for (job, _), count in zip(batch.jobs, got, strict=True):
             job.got = count
         self.statistics.bytes += sum(got)
@@ -195,14 +256,65 @@ class Requests:
         counters.spans += len(batch.jobs)
         counters.by_server[batch.server] = counters.by_server.get(batch.server, 0) + 1
 
-    def _failed(self, server: ServerId, *, hung: bool) -> None:
+    def _failed(self, server: ServerId) -> None:
         self.statistics.failed += 1
-        self._health.failed(server, trio.current_time(), hung=hung)
+        self._health.failed(server, trio.current_time())
+
+    # ---- deadlines
+
+    def _opened(self, batch: _Batch) -> None:
+        """The request goes out: from now on it has a deadline."""
+        outstanding = self._outstanding.get(batch.server)
+        if outstanding is None:
+            outstanding = self._outstanding[batch.server] = [0] * len(Traffic)
+        batch.ahead = sum(outstanding[: batch.traffic + 1])
+        outstanding[batch.traffic] += batch.size
+        batch.sent_at = trio.current_time()
+        batch.deadline_s = self._health.deadline_s(batch.server, batch.ahead + batch.size)
+        batch.due = batch.sent_at + batch.deadline_s
+        self._open[batch] = None
+        if batch.due < self._alarm_at:
+            self._alarm_at = self._alarm.deadline = batch.due
+
+    def _ended(self, batch: _Batch) -> None:
+        self._outstanding[batch.server][batch.traffic] -= batch.size
+        del self._open[batch]
+
+    async def _watch(self) -> None:
+        """Look at each request when it is due."""
+        while True:
+            with self._alarm:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            lag_s = now - self._alarm_at
+            for batch in list(self._open):
+                if batch.due > now:
+                    continue
+                if lag_s > LAG_S and not batch.had_grace:
+                    batch.had_grace = True
+                    batch.due = now + lag_s
+                else:
+                    self._is_due(batch, now)
+            self._alarm_at = min((batch.due for batch in self._open), default=float("inf"))
+            self._alarm = trio.CancelScope(deadline=self._alarm_at)
+
+    def _is_due(self, batch: _Batch, now: float) -> None:
+        if not batch.is_late:
+            batch.is_late = True
+            self.statistics.late += 1
+        waited_s = now - batch.sent_at
+        if self._health.is_overdue(batch.deadline_s, waited_s):
+            self._health.overdue(batch.server, now)
+        # A hedge that could not be paid, or was not possible, may be so later.
+        batch.due = now + max(waited_s, batch.deadline_s)
+        for asking in batch.askings():
+            asking.wake()
 
 
-def _finish(jobs: Sequence[tuple[Job, _Ticket]], failure: str | None) -> None:
-    for job, ticket in jobs:
+def _finish(jobs: Sequence[tuple[Job, Asking]], failure: str | None) -> None:
+    for job, asking in jobs:
         job.failure = failure
-        ticket.open_jobs -= 1
-        if not ticket.open_jobs:
-            ticket.done.set()
+        job.is_done = True
+        asking.open_jobs -= 1
+        if asking.wants_each or not asking.open_jobs:
+            asking.wake()

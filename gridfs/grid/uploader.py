@@ -1,18 +1,19 @@
 """The uploader: puts a sealed pack's shares onto servers, all at once, one request per server.
 
-A server that fails, or misses its deadline, is replaced by the next in placement order. The pack counts
-as stored when `happy` is reached; the rest may take `tail_s` more and is then dropped and reported as
-missing, a debt that repair pays. A server that was known to be in trouble before is tried as the last
-resort only, and nobody waits for it once the others are done.
+A server that fails is replaced by the next in placement order; so is one that misses its deadline, which
+comes from its own recent answers (`health`): it goes on meanwhile, and whichever is first has the share. The
+pack counts as stored when `happy` is reached; the rest may take `tail_s` more and is then dropped and
+reported as missing, a debt that is paid later (`complete`). A server that was known to be in trouble before
+is tried as the last resort only, and nobody waits for it once the others are done.
 
-The caller bounds what is in flight; between awaits every `_Placing` is consistent: each share is either
+The caller bounds what is in flight; between awaits every `Placing` is consistent: each share is either
 held, under way, or lost for want of a server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -20,10 +21,19 @@ from gridfs.codec.pack import SealedPack
 from gridfs.grid import placement
 from gridfs.grid.errors import NotEnoughServers, short
 from gridfs.grid.health import HealthBook, HealthConfig
+from gridfs.grid.placing import Placing
 from gridfs.grid.ports import GridServer, Stamp
 from gridfs.grid.roster import Roster, ServerId
 from storage.client import PUT_SIZE_MAX, SHARES_MAX, SharePut, Traffic
 from storage.errors import StorageError
+from storage.format.share import Geometry
+from storage.ports import Buffer
+
+UPLOAD_HEALTH = HealthConfig(
+    first_s=2.0, deadline_s_min=0.5, deadline_s_max=10.0, own=2.0, own_large=2.0, peers=4.0
+)
+"""A put is durable when it is answered, and to send it again costs as much as the first time: its deadlines
+have room for a slow disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +44,7 @@ class UploaderConfig:
     """Ask servers for a convergent pack's shares before sending them (one round trip more)."""
     put_bytes_max: int = PUT_SIZE_MAX
     """Bytes of shares in one request; only several shares for one server come near it."""
-    health: HealthConfig = field(default_factory=lambda: HealthConfig(deadline_s=10.0))
-    """A put is durable when it is answered, so its deadline has room for a slow disk."""
+    health: HealthConfig = UPLOAD_HEALTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +71,11 @@ class UploaderStatistics:
     known: int = 0
     """Shares that a server had already, asked before they were sent."""
     replaced: int = 0
-    """Shares that went to another server because one failed."""
+    """Shares that went to another server because one failed or was late."""
     missing: int = 0
     """Shares left as a debt."""
+    paid: int = 0
+    """Debts placed later."""
     packs_in_flight: int = 0
     bytes_in_flight: int = 0
 
@@ -108,10 +119,14 @@ class Uploader:
         if (geometry.k, geometry.n) != (self._k, self._n):
             raise ValueError(f"a pack {geometry.k}-of-{geometry.n} in a file system {self._k}-of-{self._n}")
         counters = self._statistics
+        demoted = self._health.demoted(trio.current_time())
+        servers = placement.preferred(placement.order(pack.pack_id, self._roster), demoted)
+        placing = Placing(geometry, pack.shares, servers, self._shares_per_server, demoted)
+        flight = _Flight(pack.pack_id, geometry, pack.shares, pack.convergent, stamp, traffic)
         counters.packs_in_flight += 1
         counters.bytes_in_flight += pack.size_bytes
         try:
-            placing = await self._place(pack, stamp, traffic)
+            await self._place(flight, placing, self._happy)
         finally:
             counters.packs_in_flight -= 1
             counters.bytes_in_flight -= pack.size_bytes
@@ -126,126 +141,169 @@ class Uploader:
         counters.missing += len(missing)
         return Receipt(tuple(placing.holders.get(number) for number in range(geometry.n)), missing)
 
-    async def _place(self, pack: SealedPack, stamp: Stamp, traffic: Traffic) -> _Placing:
-        demoted = self._health.demoted(trio.current_time())
-        servers = placement.preferred(placement.order(pack.pack_id, self._roster), demoted)
-        placing = _Placing(pack, servers, self._shares_per_server, demoted)
+    def takers(
+        self, pack_id: bytes, places: Sequence[ServerId | None], answering: Collection[ServerId]
+    ) -> list[ServerId]:
+        """Servers that could take a further share of a pack, in placement order, once for each share.
+
+        places: who has its shares. answering: who is there at all.
+        """
+        order = placement.order(pack_id, self._roster)
+        used = [place for place in places if place is not None]
+        rounds = range(self._shares_per_server)
+        return [s for turn in rounds for s in order if s in answering and used.count(s) <= turn]
+
+    async def complete(
+        self,
+        pack_id: bytes,
+        geometry: Geometry,
+        shares: Mapping[int, Sequence[Buffer]],
+        takers: Sequence[ServerId],
+        stamp: Stamp,
+    ) -> dict[int, ServerId]:
+        """Put shares that a pack lacks on `takers`; returns where which are now. Idempotent.
+
+        Raises nothing: what found no server stays a debt.
+        """
+        placing = Placing(geometry, shares, takers, 1, self._health.demoted(trio.current_time()))
+        # The server may have taken the share when it was too late to count: it is asked before it is sent.
+        flight = _Flight(pack_id, geometry, shares, True, stamp, Traffic.REPAIR)
+        await self._place(flight, placing, None)
+        self._statistics.paid += len(placing.holders)
+        return placing.holders
+
+    async def _place(self, flight: _Flight, placing: Placing, happy: int | None) -> None:
+        """Send shares until all are held, or enough are and the rest takes too long; None: until the end."""
+        under_way: dict[_Put, None] = {}
+        started = trio.Event()
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
 
-                async def send(server_id: ServerId, numbers: list[int]) -> None:
-                    failure = await self._put(pack, server_id, numbers, stamp, traffic)
-                    if failure is None:
-                        placing.acknowledged(server_id, numbers)
-                    else:
-                        placing.failures.append(f"{self._roster.name(server_id)}: {failure}")
-                        again = placing.refused(server_id, numbers)
-                        self._statistics.replaced += sum(map(len, again.values()))
-                        for other, moved in again.items():
-                            nursery.start_soon(send, other, moved)
-                    if placement.happiness(pack.geometry, placing.holders) >= self._happy:
+                def start(groups: Mapping[ServerId, list[int]]) -> None:
+                    started.set()
+                    for server_id, numbers in groups.items():
+                        put = self._opened(flight, server_id, numbers)
+                        under_way[put] = None
+                        nursery.start_soon(send, put)
+
+                def look() -> None:
+                    if placing.is_complete or not under_way:
+                        scope.cancel()
+                    elif happy is not None and placement.happiness(flight.geometry, placing.holders) >= happy:
                         tail_s = self._config.tail_s if placing.worth_waiting else 0.0
                         scope.deadline = min(scope.deadline, trio.current_time() + tail_s)
 
-                for server_id, numbers in placing.first().items():
-                    nursery.start_soon(send, server_id, numbers)
-        return placing
+                async def send(put: _Put) -> None:
+                    failure = await self._put(flight, put)
+                    del under_way[put]
+                    if failure is None:
+                        placing.acknowledged(put.server_id, put.numbers)
+                    else:
+                        placing.failures.append(f"{self._roster.name(put.server_id)}: {failure}")
+                        start(self._replaced(placing.refused(put.server_id, put.numbers)))
+                    look()
 
-    async def _put(
-        self, pack: SealedPack, server_id: ServerId, numbers: Sequence[int], stamp: Stamp, traffic: Traffic
-    ) -> str | None:
-        """Put these shares on one server; returns what went wrong, None if nothing did."""
-        client = self._clients.get(server_id)
-        if client is None:
-            return "there is no connection to it"
-        size = sum(pack.geometry.share_size(number) for number in numbers)
+                async def watch() -> None:
+                    nonlocal started
+                    while True:
+                        started = trio.Event()
+                        with trio.move_on_at(min((put.late_at for put in under_way), default=float("inf"))):
+                            await started.wait()
+                        for put in [put for put in under_way if put.late_at <= trio.current_time()]:
+                            put.late_at = float("inf")
+                            start(self._replaced(placing.late(put.server_id, put.numbers)))
+                        look()
+
+                start(placing.first())
+                look()
+                nursery.start_soon(watch)
+        now = trio.current_time()
+        for put in under_way:  # the others were quicker
+            self._health.overtaken(put.server_id, put.ahead + put.size, put.sent_at, now)
+
+    def _replaced(self, groups: dict[ServerId, list[int]]) -> dict[ServerId, list[int]]:
+        self._statistics.replaced += sum(map(len, groups.values()))
+        return groups
+
+    def _opened(self, flight: _Flight, server_id: ServerId, numbers: list[int]) -> _Put:
+        """A put that begins now."""
+        now = trio.current_time()
+        size = sum(flight.geometry.share_size(number) for number in numbers)
         ahead = self._outstanding.get(server_id, 0)
         self._outstanding[server_id] = ahead + size
+        deadline_s = self._health.deadline_s(server_id, ahead + size)
+        return _Put(server_id, numbers, size, ahead, now, now + deadline_s)
+
+    async def _put(self, flight: _Flight, put: _Put) -> str | None:
+        """Put shares on one server; returns what went wrong, None if nothing did."""
+        client = self._clients.get(put.server_id)
+        late_at = put.late_at
         try:
-            with trio.move_on_after(self._health.deadline_s(ahead + size)) as scope:
-                await self._send(client, pack, numbers, stamp, traffic)
+            if client is None:
+                return "there is no connection to it"
+            limit_s = self._health.limit_s(put.ahead + put.size)
+            with trio.move_on_after(limit_s) as scope:
+                await self._send(client, flight, put.numbers)
         except StorageError as error:
-            self._health.failed(server_id, trio.current_time(), hung=False)
+            self._health.failed(put.server_id, trio.current_time())
             return str(error)
         finally:
-            self._outstanding[server_id] -= size
+            self._outstanding[put.server_id] -= put.size
+        now = trio.current_time()
         if scope.cancelled_caught:
-            self._health.failed(server_id, trio.current_time(), hung=True)
+            self._health.overdue(put.server_id, now)
             return "it did not answer in time"
-        self._health.worked(server_id)
-        self._statistics.bytes += size
+        self._health.answered(put.server_id, put.ahead + put.size, now - put.sent_at, in_time=now <= late_at)
+        self._statistics.bytes += put.size
         return None
 
-    async def _send(
-        self, client: GridServer, pack: SealedPack, numbers: Sequence[int], stamp: Stamp, traffic: Traffic
-    ) -> None:
-        if pack.convergent and self._config.ask_have:
-            keys = [(pack.pack_id, number) for number in numbers]
+    async def _send(self, client: GridServer, flight: _Flight, numbers: Sequence[int]) -> None:
+        if flight.may_be_known and (self._config.ask_have or flight.traffic is Traffic.REPAIR):
+            keys = [(flight.pack_id, number) for number in numbers]
             self._statistics.requests += 1
-            held = await client.have(keys, self._file_system, stamp)
+            held = await client.have(keys, self._file_system, flight.stamp)
             self._statistics.known += sum(held)
             numbers = [number for number, known in zip(numbers, held, strict=True) if not known]
-        for group in self._requests(pack, numbers):
+        for group in self._requests(flight, numbers):
             self._statistics.requests += 1
-            await client.put(group, self._file_system, stamp, traffic)
+            await client.put(group, self._file_system, flight.stamp, flight.traffic)
 
-    def _requests(self, pack: SealedPack, numbers: Sequence[int]) -> list[list[SharePut]]:
+    def _requests(self, flight: _Flight, numbers: Sequence[int]) -> list[list[SharePut]]:
         """The shares in as few requests as the wire's limits allow: one, but for many large shares."""
         groups: list[list[SharePut]] = []
         room = 0
         for number in numbers:
-            size = pack.geometry.share_size(number)
+            size = flight.geometry.share_size(number)
             if not groups or size > room or len(groups[-1]) == SHARES_MAX:
                 groups.append([])
                 room = self._config.put_bytes_max
-            groups[-1].append(SharePut(pack.pack_id, number, pack.shares[number]))
+            groups[-1].append(SharePut(flight.pack_id, number, flight.shares[number]))
             room -= size
         return groups
 
 
-class _Placing:
-    """Where the shares of one pack are, are going, and may still go. No I/O."""
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """What is sent."""
 
-    def __init__(
-        self,
-        pack: SealedPack,
-        servers: Sequence[ServerId],
-        shares_per_server: int,
-        demoted: frozenset[ServerId],
-    ) -> None:
-        self.holders: dict[int, ServerId] = {}
-        self.failures: list[str] = []
-        self._first = placement.assign(pack.geometry, servers, shares_per_server)
-        self._spare = [*servers] * shares_per_server
-        del self._spare[: len(self._first)]
-        self._demoted = demoted
-        self._under_way: dict[ServerId, int] = {}
+    pack_id: bytes
+    geometry: Geometry
+    shares: Mapping[int, Sequence[Buffer]]
+    may_be_known: bool
+    """Somebody may have stored the same before."""
+    stamp: Stamp
+    traffic: Traffic
 
-    def first(self) -> dict[ServerId, list[int]]:
-        """The first assignment, as server -> share numbers."""
-        return self._start(self._first)
 
-    def acknowledged(self, server_id: ServerId, numbers: Sequence[int]) -> None:
-        self._under_way[server_id] -= 1
-        self.holders.update(dict.fromkeys(numbers, server_id))
+@dataclass(slots=True, eq=False)
+class _Put:
+    """Shares on their way to one server."""
 
-    def refused(self, server_id: ServerId, numbers: Sequence[int]) -> dict[ServerId, list[int]]:
-        """The server failed: never ask it again; returns where its shares go instead."""
-        self._under_way[server_id] -= 1
-        self._spare = [other for other in self._spare if other != server_id]
-        moved = dict(zip(numbers, self._spare, strict=False))
-        del self._spare[: len(moved)]
-        return self._start(moved)
-
-    @property
-    def worth_waiting(self) -> bool:
-        """Whether a server that was well when this began has not answered yet."""
-        return any(count and server not in self._demoted for server, count in self._under_way.items())
-
-    def _start(self, assignment: Mapping[int, ServerId]) -> dict[ServerId, list[int]]:
-        groups: dict[ServerId, list[int]] = {}
-        for number, server_id in assignment.items():
-            groups.setdefault(server_id, []).append(number)
-        for server_id in groups:
-            self._under_way[server_id] = self._under_way.get(server_id, 0) + 1
-        return groups
+    server_id: ServerId
+    numbers: list[int]
+    size: int
+    ahead: int
+    """Bytes on their way to that server before it."""
+    sent_at: float
+    late_at: float
+    """When to look for another server; infinity once that is done."""

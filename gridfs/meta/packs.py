@@ -84,6 +84,15 @@ class Packs:
         )
         return [Garbage(ref, bytes(pack_id), since) for ref, pack_id, since in rows]
 
+    def owing(self, after: int, up_to: int) -> list[int]:
+        """References above `after`, up to `up_to`, of packs in use that lack shares; ascending."""
+        rows = self._database.execute(
+            "SELECT ref FROM pack WHERE ref > ? AND ref <= ? AND debt > 0"
+            " AND NOT EXISTS (SELECT 1 FROM garbage WHERE pack = ref) ORDER BY ref",
+            (after, up_to),
+        )
+        return [ref for (ref,) in rows]
+
     def fits(self, record: PackRecord) -> int | None:
         """The reference of a known pack, None for a new one. Raises Corrupt if it contradicts itself
         or what is known of it."""

@@ -263,6 +263,11 @@ class Metadata:
         return self._tree.parent_of(ino)
 
     @translated
+    def path_of(self, ino: int) -> str:
+        """Where an inode lies, for a person: one of its paths, or "inode N" where none is known."""
+        return self._tree.path_of(ino)
+
+    @translated
     def entries(self, parent: int, after_cookie: int = 0, limit: int = 1000) -> list[Entry]:
         """Up to `limit` entries whose cookie is above `after_cookie`, by cookie. No `.` and `..`.
 
@@ -324,6 +329,19 @@ class Metadata:
     def find_convergent(self, key_hash: bytes) -> int | None:
         """The convergent pack of known content, by `key_hash(key)`; garbage is found as well."""
         return self._packs.find_convergent(key_hash)
+
+    @translated
+    def owing(self, after: int, up_to: int) -> list[int]:
+        """References above `after`, up to `up_to`, of packs in use that lack shares; ascending.
+
+        Reads each of these packs' rows: ask for a few thousand at a time.
+        """
+        return self._packs.owing(after, up_to)
+
+    @property
+    def last_pack(self) -> int:
+        """The highest reference that a pack has had."""
+        return self._state.next_pack - 1
 
     @translated
     def garbage(self, limit: int = 1000) -> list[Garbage]:

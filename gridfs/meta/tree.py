@@ -16,6 +16,8 @@ from storage.errors import Corrupt, Missing
 
 DEPTH_MAX = 100_000
 """Directories above each other; more means a ring in a damaged database."""
+ENTRIES_SEARCHED_MAX = 100_000
+"""Entries that are looked through for the name of a file: some 10 ms."""
 
 # While a cut is being worked off, more is held than the file has bytes.
 _INODE = (
@@ -60,6 +62,35 @@ class Tree:
         if parent is None:
             raise Missing(f"inode {ino} is not a directory")
         return int(parent)
+
+    def path_of(self, ino: int) -> str:
+        """Where an inode lies, for a person: "/" and one of its paths, or "inode N" where none is known.
+
+        Names are found by looking through entries, up to ENTRIES_SEARCHED_MAX of them.
+        """
+        names: list[str] = []
+        at = ino
+        while at != ROOT and len(names) < DEPTH_MAX:
+            found = self._name_of(at)
+            if found is None:
+                return f"inode {ino}"
+            at, name = found
+            names.append(name.decode(errors="backslashreplace"))
+        return "/" + "/".join(reversed(names))
+
+    def _name_of(self, ino: int) -> tuple[int, bytes] | None:
+        """(directory, name) of one name of an inode."""
+        row: Any = self._database.execute("SELECT mode, parent FROM inode WHERE ino = ?", (ino,)).fetchone()
+        if row is None:
+            return None
+        mode, parent = row
+        within = "WHERE parent = ?" if stat.S_ISDIR(mode) else ""
+        searched = f"SELECT parent, name, ino FROM entry {within} LIMIT ?"  # noqa: S608
+        found: Any = self._database.execute(
+            f"SELECT parent, name FROM ({searched}) WHERE ino = ?",  # noqa: S608
+            (*([parent] if within else []), ENTRIES_SEARCHED_MAX, ino),
+        ).fetchone()
+        return None if found is None else (int(found[0]), bytes(found[1]))
 
     def entries(self, parent: int, after_cookie: int, limit: int) -> list[Entry]:
         rows = self._database.execute(

@@ -1,8 +1,10 @@
 """`StorageClient`: one server, its one connection, and the operations of the wire as methods.
 
 Any number of tasks may call at once. The connection is made on the first call; when it cannot be made or is
-lost, the client tries again by itself with growing, jittered pauses, and calls fail at once with what went
-wrong last (Unavailable, or Refused for a wrong key or secret) until an attempt succeeds.
+lost, the client tries again by itself after pauses that grow, each drawn from nothing to the whole, so that
+the clients of a server that comes back do not come in step. Calls fail at once with what went wrong last
+(Unavailable, or Refused for a wrong key or secret) until an attempt succeeds; but somebody who asks for data
+makes the next attempt come soon.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class StorageClient:
         self._connection: Connection | None = None
         self._failure: StorageError | None = None
         self._wanted = trio.Event()
+        self._hurried = trio.Event()
         self._changed = trio.Event()
 
     @property
@@ -88,7 +91,7 @@ class StorageClient:
                     self._report(None, None)
                 else:
                     self._report(None, failure)
-                    await trio.sleep(self._pause(attempts))
+                    await self._rest(attempts)
                     attempts += 1
         finally:
             self._report(None, Unavailable("the client was stopped"))
@@ -218,8 +221,8 @@ class StorageClient:
         return [(key.pack_id, key.number) for key in reply.keys]
 
     async def info(self) -> ServerInfo:
-        """Version, sync policy and space of the server."""
-        reply = await self._ask(wire.InfoReply, wire.Info(), Traffic.DEMAND)
+        """Version, sync policy and space of the server. Does not make an attempt to connect come sooner."""
+        reply = await self._ask(wire.InfoReply, wire.Info(), Traffic.DEMAND, hurries=False)
         space = Space(total=reply.space_total, free=reply.space_free)
         return ServerInfo(reply.version, reply.sync_policy, space, reply.shares, reply.share_bytes)
 
@@ -233,12 +236,13 @@ class StorageClient:
         body_size: int = 0,
         destinations: Sequence[memoryview] = (),
         reply: int = 0,
+        hurries: bool = True,
     ) -> R:
         payload = wire.encode_request(request)
         if body_size > wire.PUT_SIZE_MAX:
             raise Refused(f"a request may carry {wire.PUT_SIZE_MAX} bytes, not {body_size}")
         try:
-            connection = await self._connected()
+            connection = await self._connected(hurries)
             counters = self._statistics
             kind = wire.request_name(request)
             counters.requests[kind] = counters.requests.get(kind, 0) + 1
@@ -256,7 +260,7 @@ class StorageClient:
             raise
         return answer
 
-    async def _connected(self) -> Connection:
+    async def _connected(self, hurries: bool) -> Connection:
         """The connection; waits while a first or an immediate second attempt to connect is under way."""
         self._wanted.set()
         while True:
@@ -264,6 +268,8 @@ class StorageClient:
             if connection is not None and not connection.has_failed:
                 return connection
             if self._failure is not None:
+                if hurries:
+                    self._hurried.set()
                 raise type(self._failure)(str(self._failure))
             await self._changed.wait()
 
@@ -273,11 +279,21 @@ class StorageClient:
         self._changed.set()
         self._changed = trio.Event()
 
-    def _pause(self, attempts: int) -> float:
-        """Doubling from one attempt to the next, and spread by half, so that clients do not come in step."""
+    async def _rest(self, attempts: int) -> None:
+        """The pause after a failed attempt; cut short where somebody waits for the server."""
         config = self._config
+        began = trio.current_time()
         longest: float = min(config.retry_s_max, config.retry_s_min * 2.0 ** min(attempts, 30))
-        return longest * (0.5 + int.from_bytes(self._entropy.token(2)) / 131072)
+        pause = longest * self._chance()
+        soonest = min(pause, config.hurry_s_max * self._chance())
+        self._hurried = trio.Event()
+        with trio.move_on_at(began + pause):
+            await self._hurried.wait()
+            await trio.sleep_until(began + soonest)
+
+    def _chance(self) -> float:
+        """Anything from 0 to 1."""
+        return int.from_bytes(self._entropy.token(4)) / 0xFFFFFFFF
 
 
 def _read_request(spans: Sequence[Span], destinations: Sequence[memoryview]) -> tuple[wire.Readv, int]:

@@ -43,7 +43,9 @@ __all__ = [
     "ShareHeader",
     "ShareVerifier",
     "block_ok",
+    "build_headers",
     "build_shares",
+    "column_table",
     "locate",
     "max_full_rows",
     "verify_header",
@@ -151,16 +153,23 @@ def build_shares(geometry: Geometry, columns: Sequence[Buffer]) -> BuiltPack:
     """
     if len(columns) != geometry.n:
         raise ValueError(f"{len(columns)} columns for {geometry.n} shares")
-    tables = tuple(_column_table(geometry, number, column) for number, column in enumerate(columns))
+    return build_headers(
+        geometry, [column_table(geometry, number, column) for number, column in enumerate(columns)]
+    )
+
+
+def build_headers(geometry: Geometry, tables: Sequence[bytes]) -> BuiltPack:
+    """The pack that n tables of block hashes (`column_table`) make."""
     levels = _tree_levels(geometry, [hash_table(table) for table in tables])
     headers = []
     for number in range(geometry.n):
         path = tuple(levels[i][(number >> i) ^ 1] for i in range(geometry.depth))
         headers.append(ShareHeader(geometry, number, levels[0][number], path).encode())
-    return BuiltPack(_certify(geometry, levels[-1][0]), tuple(headers), tables)
+    return BuiltPack(_certify(geometry, levels[-1][0]), tuple(headers), tuple(tables))
 
 
-def _column_table(geometry: Geometry, number: int, column: Buffer) -> bytes:
+def column_table(geometry: Geometry, number: int, column: Buffer) -> bytes:
+    """The table of block hashes of one column, which is at least as long as share `number`'s blocks."""
     length, size = geometry.data_length(number), geometry.block_size
     with memoryview(column) as whole, whole[:length] as view:
         if len(view) < length:

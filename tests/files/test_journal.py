@@ -37,7 +37,7 @@ def in_a_world(work: Work) -> None:
 def reader(parts: Parts, servers: Servers) -> tuple[HeadServers, History]:
     clients: Any = parts.clients
     keys = head_keys(servers.config, KEYS)
-    heads = HeadServers(clients, servers.config.head_servers, servers.roster, keys.log)
+    heads = HeadServers(clients, servers.config.head_servers, servers.roster, keys.log, servers.config.quorum)
     return heads, History(heads, parts.downloader, keys)
 
 
@@ -141,11 +141,12 @@ def test_a_forged_or_missing_record_is_told() -> None:
                 history.body(forged)
             keys = head_keys(servers.config, KEYS)
             clients: Any = parts.clients
-            empty = HeadServers(clients, servers.config.head_servers, servers.roster, bytes(32))
+            config = servers.config
+            empty = HeadServers(clients, config.head_servers, servers.roster, bytes(32), config.quorum)
             with pytest.raises(Corrupt, match="lacks the operations before 2"):
                 await History(empty, parts.downloader, keys).behind(newest, 0)
             alone = dict(list(clients.items())[:1])
-            away = HeadServers(alone, servers.config.head_servers, servers.roster, keys.log)
+            away = HeadServers(alone, config.head_servers, servers.roster, keys.log, config.quorum)
             with pytest.raises(NotEnoughServers, match="1 of the 2 servers"):
                 await History(away, parts.downloader, keys).behind(newest, 0)
 

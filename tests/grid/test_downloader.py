@@ -16,7 +16,6 @@ from gridfs.codec.cipher import SEGMENT_SIZE
 from gridfs.codec.pack import max_plaintext, seal_pack
 from gridfs.grid.downloader import Downloader, DownloaderConfig, PackRef, SegmentRead
 from gridfs.grid.errors import DamagedData, NotEnoughShares
-from gridfs.grid.health import HealthConfig
 from storage.client import Span, Traffic
 from storage.format.share import BLOCK_SIZE
 from tests.grid.servers import SECRET, Grid, Stored, flip, invert, open_grid, plaintext, sealed_size
@@ -291,32 +290,6 @@ async def test_a_failing_pack_does_not_harm_the_read_of_another() -> None:
             assert await grid.read(good) == good.plain[0]
         assert [error.got for error in failed] == [0]
         assert "lacks its share" in str(failed[0])
-
-
-# ---- slow and hung servers
-
-
-async def test_a_hung_server_costs_one_deadline(autojump_clock: trio.testing.MockClock) -> None:
-    config = DownloaderConfig(health=HealthConfig(deadline_s=2.0, bytes_per_s_min=1e9))
-    async with open_grid(4, 6, reading=config) as grid:
-        stored = await grid.store(plaintext(ROWS))
-        server = grid.holder(stored, 2)
-        server.hung = True
-        start = trio.current_time()
-        assert await grid.read(stored) == stored.plain[0]
-        assert trio.current_time() - start == pytest.approx(2.0, abs=0.1)
-        assert server.cancelled == 1
-        assert await grid.read(stored) == stored.plain[0]
-        assert trio.current_time() - start == pytest.approx(2.0, abs=0.1)
-        assert grid.downloader.statistics().requests.failed == 1
-
-
-async def test_a_deadline_grows_with_the_bytes_before_it(autojump_clock: trio.testing.MockClock) -> None:
-    config = DownloaderConfig(health=HealthConfig(deadline_s=1.0, bytes_per_s_min=1e5))
-    async with open_grid(1, 1, reading=config) as grid:
-        stored = await grid.store(plaintext(1_000_000))
-        grid.servers[0].delay_s = 9.0
-        assert await grid.read(stored) == stored.plain[0]
 
 
 # ---- lies

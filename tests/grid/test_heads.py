@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
 import trio.testing
 
 from gridfs.grid.errors import NotEnoughServers
-from gridfs.grid.heads import Claim, HeadServers
+from gridfs.grid.heads import HEAD_HEALTH, Claim, HeadServers
 from storage.errors import Conflict, StorageError, Unavailable
 from storage.format.head import GENESIS
 from storage.headlog import HeadClaim, HeadRecord, HeadStanding
@@ -76,7 +77,9 @@ def head_servers(clients: list[FakeClient], listed: int | None = None) -> HeadSe
     """`listed`: how many of the head servers the servers file still names."""
     ids = [server_id(index) for index in range(len(clients))]
     there = dict(list(zip(ids, clients, strict=True))[:listed])
-    return HeadServers(there, ids, make_roster(len(clients)), LOG)
+    return HeadServers(
+        there, ids, make_roster(len(clients)), LOG, QUORUM, lambda record: record.signature == bytes(64)
+    )
 
 
 async def test_an_append_returns_with_the_quorum_and_leaves_the_slow(
@@ -123,28 +126,88 @@ async def test_a_claim_hears_everybody_and_takes_the_newest_record(
     old, new = record(4, epoch=1), record(2, epoch=2)
     clients = [
         FakeClient(newest=old),
-        FakeClient(newest=new, delay_s=3),
+        FakeClient(newest=new, delay_s=0.5),
         FakeClient(newest=new),
         FakeClient(newest=None),
         FakeClient(failure=Conflict("another mount")),
         FakeClient(failure=Unavailable("down")),
     ]
-    claim = await head_servers(clients).claim(CLAIM, lambda record: True)
+    claim = await head_servers(clients).claim(CLAIM)
     assert claim == Claim(promises=4, refused=1, newest=new, holders=2)
-    assert trio.current_time() == pytest.approx(3)
+    assert trio.current_time() == pytest.approx(0.5)
+
+
+async def test_a_forged_record_is_not_believed_and_its_server_is_named(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However new it says to be."""
+    clients = [FakeClient(newest=record(7)) for _ in range(COUNT)]
+    clients[3].newest = replace(record(1, epoch=1 << 60), signature=b"!" * 64)
+    heads = head_servers(clients)
+    claim = await heads.claim(CLAIM)
+    assert claim == Claim(promises=5, refused=0, newest=record(7), holders=5)
+    assert heads.lied == {server_id(3): 1}
+    assert f"{make_roster(COUNT).name(server_id(3))}: its head record {1 << 60}.1 is forged" in caplog.text
+
+
+async def test_hung_head_servers_hold_up_nobody_whose_answer_is_known(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    newest = record(4)
+    clients = [FakeClient(newest=newest, kept=[newest]) for _ in range(COUNT)]
+    for client in clients[:2]:
+        client.delay_s = 1000.0
+    heads = head_servers(clients)
+    waited = []
+    for ask in (
+        lambda: heads.claim(CLAIM, QUORUM),
+        heads.records,
+        lambda: heads.trim((3, 4), bytes(64)),
+        lambda: heads.claim(CLAIM),
+        heads.records,
+        lambda: heads.trim((3, 4), bytes(64)),
+    ):
+        begin = trio.current_time()
+        answer = await ask()  # type: ignore[operator]
+        waited.append(trio.current_time() - begin)
+        if isinstance(answer, Claim):
+            assert answer == Claim(promises=4, refused=0, newest=newest, holders=4)
+        elif answer is not None:
+            assert answer == [newest]
+    assert waited[0] == pytest.approx(HEAD_HEALTH.first_s)
+    assert waited[3:] == [0.0, 0.0, 0.0], "three times overtaken: nobody waits for them any more"
+    assert all(client.cancelled for client in clients[:2])
+
+
+async def test_answers_that_are_needed_are_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    """Of six servers and a quorum of four, three show the newest record; to promise, four are needed."""
+    clients = [FakeClient() for _ in range(2)] + [FakeClient(delay_s=9.0) for _ in range(4)]
+    clients[5].newest = record(7)
+    claim = await head_servers(clients).claim(CLAIM)
+    assert claim.newest == record(7)
+    assert trio.current_time() == pytest.approx(9.0)
+
+
+async def test_distance_alone_makes_no_head_server_late(autojump_clock: trio.testing.MockClock) -> None:
+    """All are far away, one a little farther."""
+    clients = [FakeClient(delay_s=4.0) for _ in range(5)] + [FakeClient(delay_s=6.0, newest=record(3))]
+    claim = await head_servers(clients).claim(CLAIM)
+    assert claim == Claim(promises=6, refused=0, newest=record(3), holders=1)
 
 
 async def test_a_claim_that_nobody_answers_is_an_answer(autojump_clock: trio.testing.MockClock) -> None:
     clients = [FakeClient(failure=Unavailable("down")) for _ in range(COUNT)]
-    assert await head_servers(clients).claim(CLAIM, lambda record: True) == Claim(0, 0, None, 0)
+    assert await head_servers(clients).claim(CLAIM) == Claim(0, 0, None, 0)
 
 
 async def test_a_record_that_nobody_signed_is_not_the_newest(autojump_clock: trio.testing.MockClock) -> None:
     """A lying server shows a record of its own, with the highest stamp of all."""
-    true, forged = record(2, epoch=2), record(99, epoch=99, payload=b"forged")
+    true = record(2, epoch=2)
+    forged = dataclasses.replace(record(99, epoch=99), signature=b"f" * 64)
     clients = [FakeClient(newest=forged), FakeClient(newest=true), FakeClient()]
-    claim = await head_servers(clients).claim(CLAIM, lambda found: found.payload != b"forged")
-    assert claim == Claim(promises=3, refused=0, newest=true, holders=1)
+    heads = head_servers(clients)
+    assert await heads.claim(CLAIM) == Claim(promises=2, refused=0, newest=true, holders=1)
+    assert heads.lied == {server_id(0): 1}
 
 
 async def test_a_look_tells_what_every_server_that_answers_has(
@@ -154,7 +217,7 @@ async def test_a_look_tells_what_every_server_that_answers_has(
     clients = [
         FakeClient(standing=standing, delay_s=2),
         FakeClient(),
-        FakeClient(failure=Unavailable("down")),
+        *[FakeClient(failure=Unavailable("down")) for _ in range(COUNT - 2)],
     ]
     assert await head_servers(clients).look() == [standing]
 
@@ -181,6 +244,8 @@ async def test_records_of_all_servers_are_one_list_in_order(autojump_clock: trio
 
 
 async def test_a_trim_does_not_mind_who_is_away(autojump_clock: trio.testing.MockClock) -> None:
-    clients = [FakeClient(), FakeClient(failure=Unavailable("down")), FakeClient(delay_s=1)]
+    clients = [FakeClient(), FakeClient(failure=Unavailable("down")), FakeClient(delay_s=0.5)]
+    clients += [FakeClient(delay_s=1000.0) for _ in range(3)]
     await head_servers(clients).trim((3, 4), bytes(64))
-    assert [client.trimmed for client in clients] == [[(3, 4)], [], [(3, 4)]]
+    assert [client.trimmed for client in clients] == [[(3, 4)], [], [(3, 4)], [], [], []]
+    assert trio.current_time() == pytest.approx(HEAD_HEALTH.first_s)

@@ -498,8 +498,9 @@ def test_epochs_of_a_successor_are_above_any_that_the_old_machine_can_claim(
         async with trio.open_nursery() as nursery:
             for client in clients.values():
                 await nursery.start(client.run)
-            heads = HeadServers(clients, stage.old.config.head_servers, stage.servers.roster, keys.log)
-            claim = await heads.claim(keys.claim((1 << EPOCH_BITS) - 1, b"t" * 16), lambda record: True)
+            config = stage.old.config
+            heads = HeadServers(clients, config.head_servers, stage.servers.roster, keys.log, config.quorum)
+            claim = await heads.claim(keys.claim((1 << EPOCH_BITS) - 1, b"t" * 16))
             assert claim.promises == 6
             nursery.cancel_scope.cancel()
         new = await stage.recover(new_keys=True)

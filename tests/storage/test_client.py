@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -329,13 +330,89 @@ async def test_a_dead_server_fails_fast_and_is_found_again(autojump_clock: trio.
             assert client.state == "unreachable: nobody answers"
             await trio.sleep(300)
             pauses = [b - a for a, b in zip(network.attempts, network.attempts[1:], strict=False)]
-            assert pauses[0] <= 0.1
-            assert all(15 <= pause <= 30 for pause in pauses[10:])
-            assert len({round(pause, 6) for pause in pauses[10:]}) > 1, "the pauses are spread"
+            assert all(pause <= min(30, 0.1 * 2**attempt) for attempt, pause in enumerate(pauses))
+            assert max(pauses) > 5, "they grow"
             network.is_broken = False
             await trio.sleep(31)
             assert client.state == "connected"
             assert (await client.info()).version == "1"
+        nursery.cancel_scope.cancel()
+
+
+def spread(pauses: list[float], longest: float) -> bool:
+    """Whether pauses lie everywhere between nothing and the longest, and not beyond."""
+    parts = [sum(part / 4 <= pause / longest <= (part + 1) / 4 for pause in pauses) for part in range(4)]
+    return max(pauses) <= longest and min(parts) >= len(pauses) / 12
+
+
+async def pauses_of(broken_s: float, demand_every_s: float | None) -> list[float]:
+    """Pauses between the attempts on a server that does not answer for so long, once they are at their
+    longest; with somebody who asks for data that often, or with nobody."""
+    async with trio.open_nursery() as nursery:
+        network = Broken(scripted(nursery, info_forever))
+        async with using(ACCESS, network) as client:
+
+            async def demand(every_s: float) -> None:
+                while True:
+                    with pytest.raises(Unavailable, match="nobody answers"):
+                        await read_one(client, bytearray(10))
+                    await trio.sleep(every_s)
+
+            with pytest.raises(Unavailable):
+                await client.info()
+            if demand_every_s is not None:
+                nursery.start_soon(demand, demand_every_s)
+            await trio.sleep(broken_s)
+            nursery.cancel_scope.cancel()
+    return [b - a for a, b in zip(network.attempts, network.attempts[1:], strict=False)][12:]
+
+
+async def test_pauses_are_drawn_from_nothing_to_the_longest(autojump_clock: trio.testing.MockClock) -> None:
+    pauses = await pauses_of(6000, None)
+    assert len(pauses) > 150
+    assert spread(pauses, 30)
+
+
+@pytest.mark.parametrize("every_s", [0.01, 0.3])
+async def test_who_asks_makes_an_attempt_come_soon_and_many_who_ask_no_stampede(
+    autojump_clock: trio.testing.MockClock, every_s: float
+) -> None:
+    pauses = await pauses_of(200, every_s)
+    assert max(pauses) <= 1.0
+    assert every_s > 0.1 or spread(pauses, 1.0)
+    assert len(pauses) < 200 * 4
+
+
+async def test_who_asks_only_how_it_is_does_not_hurry(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        network = Broken(scripted(nursery, info_forever))
+        async with using(ACCESS, network) as client:
+            for _ in range(3000):
+                with pytest.raises(Unavailable):
+                    await client.info()
+                await trio.sleep(0.1)
+            assert len(network.attempts) < 60
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_is_back_is_there_a_second_after_it_is_asked_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        network = Broken(scripted(nursery, info_forever))
+        async with using(ACCESS, network) as client:
+            with pytest.raises(Unavailable):
+                await client.info()
+            for _ in range(20):
+                await trio.sleep(97)
+                network.is_broken = False
+                with contextlib.suppress(Unavailable):
+                    await client.have([(bytes(32), 0)], bytes(16), (1, 1))
+                await trio.sleep(1.01)
+                assert client.state == "connected"
+                network.is_broken = True
+                assert client._connection is not None
+                client._connection.fail(Unavailable("cut"))
         nursery.cancel_scope.cancel()
 
 

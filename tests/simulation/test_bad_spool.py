@@ -1,0 +1,173 @@
+"""A local disk that does not give back what was written: who is told, and that everything else goes on."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import pytest
+import trio
+
+from gridfs.assembly import Parts
+from tests.simulation.filesystem import SPOOL, Client, Shell, gauges, start_servers
+from tests.simulation.machine import World, run_world
+from tests.simulation.platter import DiskFault
+from tests.simulation.runner import chance
+
+SMALL, LARGE, HUGE = 3000, 300_000, 3_000_000
+
+
+def content(size: int, mark: object = 0) -> bytes:
+    return chance(0, "content", mark).randbytes(size)
+
+
+def bad_reads(client: Client, count: int = 1 << 30) -> DiskFault:
+    fault = DiskFault("read", errno.EIO, path=SPOOL, count=count)
+    client.node.platter.faults.append(fault)
+    return fault
+
+
+async def new_client(world: World) -> Client:
+    client = Client(world, await start_servers(world))
+    client.create()
+    return client
+
+
+async def fsync_fails(parts: Parts, path: str) -> None:
+    with pytest.raises(OSError, match=f"/{path}: its bytes cannot be read back from the spool") as caught:
+        await Shell(parts).fsync(path)
+    assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE, HUGE])
+def test_the_fsync_of_that_file_fails_and_that_of_others_does_not(
+    size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        client = await new_client(world)
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.write("bad", content(size))
+            fault = bad_reads(client)
+            with trio.fail_after(10):
+                await fsync_fails(parts, "bad")
+            fault.count = 0
+            await shell.write("good", content(size, 1))
+            fault.count = 0
+            with trio.fail_after(10):
+                await shell.fsync("good")
+            # The disk works again: so does the file, and the next fsync is true.
+            with trio.fail_after(10):
+                await shell.fsync("bad")
+                await shell.files.drain()
+            assert not shell.files.trouble()
+            assert set(gauges(parts).values()) == {0}, gauges(parts)
+
+        await client.session(work)
+
+        async def look(parts: Parts) -> None:
+            assert await Shell(parts).tree() == {"bad": content(size), "good": content(size, 1)}
+
+        await client.session(look)
+
+    with caplog.at_level(logging.ERROR):
+        run_world(1, scenario)
+    assert "/bad: " in caplog.text
+
+
+@pytest.mark.parametrize("again", ["overwritten", "truncated", "removed"])
+def test_a_file_that_is_written_anew_or_removed_is_well_again(again: str) -> None:
+    async def scenario(world: World) -> None:
+        client = await new_client(world)
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.write("bad", content(LARGE))
+            await shell.write("other", content(LARGE, 1))
+            fault = bad_reads(client)
+            await fsync_fails(parts, "bad")
+            assert "/bad: its bytes cannot be read back" in shell.files.trouble()
+            fault.count = 0
+            if again == "overwritten":
+                await shell.write("bad", content(LARGE, 2))
+            elif again == "truncated":
+                shell.truncate("bad", 0)
+            else:
+                shell.unlink("bad")
+            with trio.fail_after(60):
+                await shell.files.sync()
+                await shell.files.drain()
+            assert not shell.files.trouble()
+            assert set(gauges(parts).values()) == {0}, gauges(parts)
+
+        await client.session(work)
+        expected = {"overwritten": {"bad": content(LARGE, 2)}, "truncated": {"bad": b""}, "removed": {}}[
+            again
+        ]
+
+        async def look(parts: Parts) -> None:
+            assert await Shell(parts).tree() == {**expected, "other": content(LARGE, 1)}
+
+        await client.session(look)
+
+    run_world(1, scenario)
+
+
+def test_sync_says_so_an_unmount_ends_and_the_next_mount_goes_on() -> None:
+    async def scenario(world: World) -> None:
+        client = await new_client(world)
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.write("bad", content(LARGE))
+            await shell.write("worse", content(LARGE, 1))
+            await shell.write("good", content(LARGE, 2))
+            await shell.fsync("good")
+            bad_reads(client)
+            with pytest.raises(OSError, match=r"/(bad|worse) \(and 1 more files\): ") as caught:
+                await shell.files.sync()
+            assert caught.value.errno == errno.EIO
+            with trio.fail_after(60):
+                await shell.files.drain()
+            assert parts.dirty.bytes == 2 * LARGE, "nothing acknowledged is dropped"
+
+        await client.session(work)
+        client.node.platter.faults.clear()
+
+        async def again(parts: Parts) -> None:
+            shell = Shell(parts)
+            assert await shell.tree() == {
+                "bad": content(LARGE),
+                "worse": content(LARGE, 1),
+                "good": content(LARGE, 2),
+            }
+            with trio.fail_after(60):
+                await shell.files.drain()
+            assert set(gauges(parts).values()) == {0}, gauges(parts)
+
+        await client.session(again)
+
+    run_world(1, scenario)
+
+
+def test_small_files_of_one_pack_go_on_without_the_bad_one() -> None:
+    async def scenario(world: World) -> None:
+        client = await new_client(world)
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            for index in range(20):
+                await shell.write(f"{index}", content(SMALL, index))
+            bad_reads(client, count=1)
+            with pytest.raises(OSError, match="cannot be read back"):
+                await shell.files.sync()
+            assert parts.dirty.bytes == SMALL
+            with trio.fail_after(60):
+                await shell.files.sync()
+            assert parts.dirty.bytes == 0
+            assert await shell.tree() == {f"{index}": content(SMALL, index) for index in range(20)}
+
+        await client.session(work)
+
+    run_world(1, scenario)
