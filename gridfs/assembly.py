@@ -24,6 +24,7 @@ from gridfs.files.freezing import FreezeConfig, Freezer
 from gridfs.files.headstate import HeadState, load_head_state
 from gridfs.files.history import History
 from gridfs.files.journal import Journal, JournalConfig
+from gridfs.files.leftover import note_leftover
 from gridfs.files.log import LogConfig, OperationLog
 from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Prefetcher, ReadaheadConfig
@@ -97,6 +98,11 @@ class LocalSealer:
         return open_blob(self._key, data)
 
 
+def spool_key(keys: KeyTree) -> bytes:
+    """What the spool's slots are sealed under, in the end."""
+    return blake3(keys.local_key, derive_key_context=_SPOOL_KEY).digest()
+
+
 @asynccontextmanager
 async def open_filesystem(
     machine: Machine,
@@ -117,8 +123,7 @@ async def open_filesystem(
     heads = head_keys(config, keys, former)
     sealer = LocalSealer(keys.local_key, machine.entropy)
     metadata = Metadata.open(database, sealer, vfs=machine.disk.sqlite_vfs)
-    spool_key = blake3(keys.local_key, derive_key_context=_SPOOL_KEY).digest()
-    spool = Spool(machine, spool_directory, spool_key, options.spool_bytes)
+    spool = Spool(machine, spool_directory, spool_key(keys), options.spool_bytes)
     try:
         log = OperationLog(machine, metadata, database, spool, LogConfig())
         dirty = DirtyData(log)
@@ -128,6 +133,7 @@ async def open_filesystem(
             parts = await _start(machine, config, roster, heads, options, log, dirty, head_state, nursery)
             yield parts
             nursery.cancel_scope.cancel()
+        note_leftover(metadata, log.number, dirty.bytes, head_state.shipped)
         log.commit()
     finally:
         try:

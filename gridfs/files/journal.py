@@ -158,6 +158,11 @@ class Journal:
         mine = self.state.mount_id
         if mine == bytes(16):
             mine = self._machine.entropy.token(16)
+        if self._log.number > self.state.shipped:
+            # Before anything is claimed: this mount may have to give way, and must not shut the other out.
+            newest = await self._newest()
+            if newest is not None:
+                self._check_history(newest)
         epoch, step = max(self.state.epoch, self._keys.epoch_floor) + 1, 1
         while True:
             # Durable before it is used: after a crash, of the machine too, the newest record must be known
@@ -177,6 +182,22 @@ class Journal:
         self.claimed = claim.promises >= self._config.quorum
         self._begins = True
 
+    async def _newest(self) -> HeadRecord | None:
+        """The newest valid record that any head server shows."""
+        records = [standing.newest for standing in await self._heads.look()]
+        valid = [record for record in records if record is not None and self._history.is_valid(record)]
+        return max(valid, key=lambda record: record.stamp, default=None)
+
+    def _check_history(self, newest: HeadRecord) -> None:
+        """Raise TakenOver if another client has written, and this machine has operations of its own."""
+        state = self.state
+        is_ours = newest.mount_id == state.mount_id or newest.record_hash() == state.previous
+        if not is_ours and self._log.number > state.shipped:
+            raise TakenOver(
+                "another client has written this file system since it was last mounted here, and this "
+                f"machine still holds {self._log.number - state.shipped} operations of its own"
+            )
+
     async def _check_keys(self) -> None:
         """Raise ShutOut if it is for newer keys that head servers refuse us."""
         for standing in await self._heads.look():
@@ -195,11 +216,7 @@ class Journal:
             return
         body = self._history.body(newest)
         is_known = newest.record_hash() == state.previous
-        if newest.mount_id != state.mount_id and not is_known and self._log.number > state.shipped:
-            raise TakenOver(
-                "another client has written this file system since it was last mounted here, and this "
-                f"machine still holds {self._log.number - state.shipped} operations of its own"
-            )
+        self._check_history(newest)
         if newest.sequence < state.sequence and newest.mount_id == state.mount_id:
             return  # those who answered have older records than W servers took from us
         is_ahead = body.last > self._log.number
