@@ -25,6 +25,7 @@ from gridfs.files.freezing import FreezeConfig, Freezer
 from gridfs.files.headstate import HeadState, load_head_state
 from gridfs.files.history import History
 from gridfs.files.journal import Journal, JournalConfig
+from gridfs.files.leftover import note_leftover
 from gridfs.files.log import LogConfig, OperationLog
 from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Prefetcher, ReadaheadConfig
@@ -105,6 +106,11 @@ class LocalSealer:
         return open_blob(self._key, data)
 
 
+def spool_key(keys: KeyTree) -> bytes:
+    """What the spool's slots are sealed under, in the end."""
+    return blake3(keys.local_key, derive_key_context=_SPOOL_KEY).digest()
+
+
 @asynccontextmanager
 async def open_filesystem(
     machine: Machine,
@@ -132,6 +138,7 @@ async def open_filesystem(
                     await nursery.start(run)
                 yield running.parts
                 nursery.cancel_scope.cancel()
+            local.note_leftover()
             local.log.commit()
         finally:
             local.close()
@@ -164,6 +171,9 @@ class _Local:
     log: OperationLog
     dirty: DirtyData
     head_state: HeadState
+
+    def note_leftover(self) -> None:
+        note_leftover(self.log.metadata, self.log.number, self.dirty.bytes, self.head_state.shipped)
 
     def close(self) -> None:
         try:
@@ -239,8 +249,7 @@ def _open_local(
 ) -> _Local:
     finish_rebuild(machine.disk, database)
     metadata = Metadata.open(database, sealer, vfs=machine.disk.sqlite_vfs)
-    spool_key = blake3(keys.local_key, derive_key_context=_SPOOL_KEY).digest()
-    spool = Spool(machine, spool_directory, spool_key, options.spool_bytes)
+    spool = Spool(machine, spool_directory, spool_key(keys), options.spool_bytes)
     log = OperationLog(machine, metadata, database, spool, LogConfig())
     local = _Local(log, DirtyData(log), load_head_state(metadata))
     try:

@@ -13,6 +13,7 @@ newest then, of whatever generation, the recovery key opens it. `gridfs/files/SP
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import trio
@@ -155,9 +156,9 @@ async def rebuild(
         root_gid=root_gid,
         time=machine.clock.now_ns(),
     )
-    save_head_state(metadata, HeadState(plan.epoch, NOBODY))
-    metadata.commit()
-    metadata.close()
+    with closing(metadata):
+        save_head_state(metadata, HeadState(plan.epoch, NOBODY))
+        metadata.commit()
     machine.disk.make_directory(spool_directory)
     try:
         async with open_filesystem(

@@ -29,6 +29,8 @@ NewPassphraseCommand = Annotated[str, typer.Option(help="Command that prints the
 
 key_app = typer.Typer(help="Passphrases of a file system, and its recovery key.", rich_markup_mode=None)
 app.add_typer(key_app, name="key")
+spool_app = typer.Typer(help="What is on this machine alone.", rich_markup_mode=None)
+app.add_typer(spool_app, name="spool")
 
 
 def _version(wanted: bool) -> None:
@@ -134,6 +136,38 @@ def mount(
     from gridfs.cli.mount import mount_filesystem
 
     mount_filesystem(name, mountpoint, options or [], foreground=foreground)
+
+
+@app.command("list")
+def list_(json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """The file systems on this machine: where they are mounted, and what is not in the grid yet."""
+    from gridfs.cli.folders import list_filesystems
+
+    list_filesystems(json_output=json_output)
+
+
+@app.command()
+def forget(
+    name: Name,
+    force: Annotated[bool, typer.Option("--force", help="Give up what is not in the grid yet.")] = False,
+) -> None:
+    """Remove what this machine has of a file system; the grid keeps it, and `recover` gets it back."""
+    from gridfs.cli.folders import forget_filesystem
+
+    forget_filesystem(name, force=force)
+
+
+@app.command()
+def destroy(
+    name: Name,
+    yes_destroy: Annotated[
+        str, typer.Option(metavar="NAME", help="For scripts: the name once more, and nothing is asked.")
+    ] = "",
+) -> None:
+    """Release a file system on all servers, for ever; asks twice."""
+    from gridfs.cli.destroy import destroy_filesystem
+
+    destroy_filesystem(name, yes_destroy)
 
 
 @app.command()
@@ -249,6 +283,25 @@ def key_recovery(
     from gridfs.cli.key import check_recovery_key
 
     check_recovery_key(name, recovery_key_file)
+
+
+@spool_app.callback()
+def _spool() -> None:
+    pass  # so that `export` stays a word of its own
+
+
+@spool_app.command("export")
+def spool_export(
+    name: Name,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An empty directory, or a new one.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what is in the grid already, as it lies in the spool.")
+    ] = False,
+) -> None:
+    """Write out what the spool holds and the grid has not; nothing is changed. Not while it is mounted."""
+    from gridfs.cli.export import export
+
+    export(name, directory, everything=everything)
 
 
 def main() -> None:

@@ -45,6 +45,8 @@ def mount_filesystem(name: str, mountpoint: str, options: list[str], *, foregrou
     chosen = parse_options(",".join(options))
     home = Home.find(name)
     config = home.config()
+    if home.destroying_path.exists():
+        raise CommandError(f"{home.folder} is being destroyed; `gridfs destroy` finishes it")
     roster = _roster(home, config)
     place = mounts.resolve(mountpoint)
     _check_fuse(chosen)

@@ -167,6 +167,8 @@ class Journal:
         RebuildNeeded where this machine's metadata cannot be brought up to date.
         """
         was_new, knows = self.state.is_new, frozenset(self.state.runs)
+        if not was_new:
+            await self._look_first(knows)
         self.state.begin_run(self._machine.entropy.token(16))
         epoch, step = max(self.state.epoch, self._keys.epoch_floor) + 1, 1
         while True:
@@ -188,6 +190,19 @@ class Journal:
         self.claimed = claim.promises >= self._config.quorum
         self._begins = True
 
+    async def _look_first(self, knows: frozenset[bytes]) -> None:
+        """Before anything is claimed: this mount may have to give way, and must not shut the other out."""
+        is_genuine = self._keys.verifier()
+        shown = [standing.newest for standing in await self._heads.look()]
+        genuine = [record for record in shown if record is not None and is_genuine(record)]
+        newest = max(genuine, key=lambda record: record.stamp, default=None)
+        if newest is None or newest.sequence < self.state.sequence or self._is_known(newest, knows):
+            return
+        self._check_stranger(newest, self._history.body(newest))
+
+    def _is_known(self, newest: HeadRecord, knows: frozenset[bytes]) -> bool:
+        return newest.record_hash() == self.state.previous or newest.mount_id in knows
+
     async def _check_keys(self) -> None:
         """Raise ShutOut if it is for newer keys that head servers refuse us."""
         for standing in await self._heads.look():
@@ -207,7 +222,7 @@ class Journal:
             return
         body = self._history.body(newest)
         is_latest = newest.record_hash() == state.previous
-        is_known = is_latest or newest.mount_id in knows
+        is_known = self._is_known(newest, knows)
         if newest.sequence < state.sequence:
             return  # those who answered have older records than W servers took from us
         if not is_known and not was_new:

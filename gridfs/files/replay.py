@@ -26,6 +26,12 @@ def replay(log: OperationLog, dirty: DirtyData, emptied: int) -> None:
     `emptied`: number up to which the outbox was emptied. Raises what the spool's and the
     metadata's methods raise.
     """
+    redo(log, dirty, emptied)
+    log.start()
+
+
+def redo(log: OperationLog, dirty: DirtyData, emptied: int) -> None:
+    """The same, with the metadata's transaction left open: what is not committed then is as if not done."""
     applied = log.metadata.applied
     reached = 0
     for record in log.spool.open(applied):
@@ -36,7 +42,6 @@ def replay(log: OperationLog, dirty: DirtyData, emptied: int) -> None:
         reached = record.number
     if reached and reached < applied:
         _fill(log, dirty, reached, applied, emptied)
-    log.start()
 
 
 def _fill(log: OperationLog, dirty: DirtyData, reached: int, last: int, emptied: int) -> None:

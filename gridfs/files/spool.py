@@ -40,6 +40,8 @@ SLOT_HEADER = struct.Struct("<8sHxxxxxxQ16sQQ8x")
 RECORD = struct.Struct("<4sIIIQQ")
 SLOT_MAGIC = b"GRIDSPL\0"
 RECORD_MAGIC = b"OPRC"
+ASIDE = ".spool.aside-"
+"""In the name of a slot that was set aside, behind its index."""
 OPERATION_MAX = 16 << 20
 DATA_MAX = 16 << 20
 SLOTS_MIN = 4
@@ -87,7 +89,7 @@ def _nonce(position: int) -> bytes:
     return position.to_bytes(12, "big")
 
 
-def _sealed_length(length: int, phase: int) -> int:
+def sealed_length(length: int, phase: int) -> int:
     """Bytes on disk of `length` bytes of data whose first byte lies `phase` bytes into a chunk."""
     return length + TAG * ((phase + length + CHUNK - 1) // CHUNK) if length else 0
 
@@ -179,7 +181,7 @@ class Spool:
                 return
             at = slot.end + RECORD.size
             data_at = at + op_length + TAG
-            end = data_at + _sealed_length(data_length, phase)
+            end = data_at + sealed_length(data_length, phase)
             if end > size:
                 return
             sealed = bytearray(op_length + TAG)
@@ -221,7 +223,7 @@ class Spool:
         assert number > self.last, (number, self.last)
         length = len(data)
         op_sealed = len(operation) + TAG
-        total = RECORD.size + op_sealed + _sealed_length(length, phase)
+        total = RECORD.size + op_sealed + sealed_length(length, phase)
         slot = self._slot_for(total, number)
         at = slot.end
         if len(self._scratch) < total:
@@ -334,6 +336,30 @@ class Spool:
                 position += len(piece)
         except InvalidTag:
             raise Corrupt(f"spool slot {slot.index}: a record does not open at {data_at}") from None
+
+    def records_in(self, name: str) -> Iterator[tuple[Replayed, bytes]]:
+        """What can be read of one slot by itself, with its data, whether it belongs to the log or not.
+
+        `name`: of a file in the spool's directory. Changes nothing.
+        """
+        file = self._disk.open(f"{self._directory}/{name}", writable=False)
+        live_bytes = self.live_bytes
+        try:
+            header = bytearray(SLOT_HEADER.size)
+            if file.read_into(memoryview(header), 0) < len(header):
+                return
+            magic, version, generation, salt, previous, begin = SLOT_HEADER.unpack(header)
+            if magic != SLOT_MAGIC or version != VERSION:
+                return
+            slot = _Slot(-1, generation, file, self._cipher(salt), previous, begin)
+            for record in self._replay_slot(slot):
+                data = bytearray(record.data_length)
+                if record.source is not None:
+                    self._open_data(slot, record.source.offset, 0, memoryview(data))
+                yield record, bytes(data)
+        finally:
+            self.live_bytes = live_bytes
+            file.close()
 
     # ---- retiring
 

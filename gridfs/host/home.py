@@ -61,6 +61,17 @@ def folder_of(name: str) -> Path:
     return user_data_path("gridfs") / name
 
 
+def bases() -> list[Path]:
+    """Where `folder_of` looks for names."""
+    base = os.environ.get("GRIDFS_HOME")
+    if base:
+        return [Path(os.path.abspath(base))]
+    own = user_data_path("gridfs")
+    if os.geteuid() == 0 and not os.environ.get("XDG_DATA_HOME"):
+        return [own, Path("/var/lib/gridfs")]
+    return [own]
+
+
 class Home:
     """One file system's folder."""
 
@@ -95,6 +106,11 @@ class Home:
     @property
     def spool_path(self) -> str:
         return str(self.folder / "spool")
+
+    @property
+    def destroying_path(self) -> Path:
+        """There from the moment on in which shares are being released for good."""
+        return self.folder / "destroying"
 
     @property
     def log_path(self) -> Path:

@@ -132,6 +132,7 @@ def test_the_old_machine_comes_back(
     assert not os.path.ismount(old.path)
     again = old.command("mount", old.name, old.path, good=(EXIT["locked"],))
     assert_one_line(again, "shut out" if new_keys else "another client has written")
+    sync_file(elsewhere.machine.path / "on", b"and on")  # the one that had to give way took nothing with it
     assert (elsewhere.machine.path / "file").read_bytes() == b"after"
 
 
