@@ -43,6 +43,10 @@ class FileSystemConfig:
     """grid: fsync returns when the data is in the grid; spool: when it is durable on this machine."""
     grid_timeout_s: float = 30.0
     """How long fsync, or a read, waits for the grid before it fails with EIO."""
+    again_s: float = 0.5
+    """How long a read waits that begins within `again_within_s` after another one of the same file waited in
+    vain: the kernel asks up to three times before it tells a program of one failure."""
+    again_within_s: float = 2.0
     retry_s_max: float = 0.5
     """Longest pause before a read that too few servers could serve is tried again."""
     room_timeout_s: float = 10.0
@@ -104,6 +108,8 @@ class FileSystem:
         self._handles: dict[int, OpenFile] = {}
         self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
+        self._in_vain: dict[int, float] = {}
+        """By inode: when a read waited for the grid in vain."""
         self.namespace = namespace
         self.trees = trees
         self.pause = contents.pause
@@ -134,8 +140,9 @@ class FileSystem:
         file = self._handles[handle]
         trouble = ""
         delay = self._config.retry_s_max / 8
+        seconds = self._patience_s(file.ino)
         try:
-            with trio.move_on_after(self._config.grid_timeout_s):
+            with trio.move_on_after(seconds):
                 while True:
                     try:
                         size = self.namespace.inode(file.ino).size
@@ -151,9 +158,17 @@ class FileSystem:
         except OSError as error:
             reason = f"{self.path_of(file.ino)}, at byte {offset}: {error.strerror or error}"
             raise OSError(error.errno or errno.EIO, reason) from error
-        seconds = self._config.grid_timeout_s
+        self._in_vain.setdefault(file.ino, trio.current_time())
         where = f"{self.path_of(file.ino)}, at byte {offset}"
         raise Unavailable(f"{where}: no answer from the grid for {seconds:g} s{trouble}")
+
+    def _patience_s(self, ino: int) -> float:
+        """How long a read of this inode may wait for the grid."""
+        config = self._config
+        if self._in_vain:
+            oldest = trio.current_time() - config.again_within_s
+            self._in_vain = {each: since for each, since in self._in_vain.items() if since > oldest}
+        return min(config.again_s, config.grid_timeout_s) if ino in self._in_vain else config.grid_timeout_s
 
     def path_of(self, ino: int) -> str:
         """One path of an inode, for a person."""

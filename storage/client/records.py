@@ -64,7 +64,7 @@ class ClientConfig:
     """A connection that lasted this long and is lost is made again at once, without a pause."""
     retry_s_min: float = 0.1
     """Longest pause after the first failed attempt to connect; it doubles from one to the next."""
-    retry_s_max: float = 30.0
+    retry_s_max: float = 10.0
     hurry_s_max: float = 1.0
     """Longest pause while somebody asks for data."""
 

@@ -330,10 +330,10 @@ async def test_a_dead_server_fails_fast_and_is_found_again(autojump_clock: trio.
             assert client.state == "unreachable: nobody answers"
             await trio.sleep(300)
             pauses = [b - a for a, b in zip(network.attempts, network.attempts[1:], strict=False)]
-            assert all(pause <= min(30, 0.1 * 2**attempt) for attempt, pause in enumerate(pauses))
-            assert max(pauses) > 5, "they grow"
+            assert all(pause <= min(10, 0.1 * 2**attempt) for attempt, pause in enumerate(pauses))
+            assert max(pauses) > 2, "they grow"
             network.is_broken = False
-            await trio.sleep(31)
+            await trio.sleep(11)
             assert client.state == "connected"
             assert (await client.info()).version == "1"
         nursery.cancel_scope.cancel()
@@ -368,9 +368,9 @@ async def pauses_of(broken_s: float, demand_every_s: float | None) -> list[float
 
 
 async def test_pauses_are_drawn_from_nothing_to_the_longest(autojump_clock: trio.testing.MockClock) -> None:
-    pauses = await pauses_of(6000, None)
+    pauses = await pauses_of(2000, None)
     assert len(pauses) > 150
-    assert spread(pauses, 30)
+    assert spread(pauses, 10)
 
 
 @pytest.mark.parametrize("every_s", [0.01, 0.3])
@@ -391,7 +391,7 @@ async def test_who_asks_only_how_it_is_does_not_hurry(autojump_clock: trio.testi
                 with pytest.raises(Unavailable):
                     await client.info()
                 await trio.sleep(0.1)
-            assert len(network.attempts) < 60
+            assert len(network.attempts) < 120
         nursery.cancel_scope.cancel()
 
 
@@ -442,7 +442,7 @@ async def test_a_server_that_hangs_up_at_once_is_not_hammered(autojump_clock: tr
             with pytest.raises(Unavailable):
                 await client.info()
             await trio.sleep(100)
-            assert network.connects < 30
+            assert network.connects < 50
         nursery.cancel_scope.cancel()
 
 
