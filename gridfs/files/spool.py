@@ -41,6 +41,8 @@ SLOT_MAGIC = b"GRIDSPL\0"
 RECORD_MAGIC = b"OPRC"
 OPERATION_MAX = 16 << 20
 DATA_MAX = 16 << 20
+SLOT_BYTES_MIN = 4 << 20
+SLOT_BYTES_MAX = 32 << 20
 SLOTS_MIN = 4
 """Slots that a spool may have however small its bound, or the room on its disk."""
 SPARE_SLOTS_MAX = 4
@@ -99,7 +101,7 @@ class Spool:
         self._disk = machine.disk
         self._directory = directory
         self._key = key
-        self.slot_bytes = max(4 << 20, min(32 << 20, limit_bytes // 8))
+        self.slot_bytes = max(SLOT_BYTES_MIN, min(SLOT_BYTES_MAX, limit_bytes // 8))
         self.slots_max = max(SLOTS_MIN, limit_bytes // self.slot_bytes)
         self._slots: deque[_Slot] = deque()
         self._by_index: dict[int, _Slot] = {}
