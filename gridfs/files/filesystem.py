@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 BLOCK_SIZE = 4096
 ROOM_BYTES = 1 << 20
 """Room in the spool that a create, or an open for writing, wants to see."""
+RENAME_S = 1.0
+"""How long a rename waits for the data of those before it."""
 ACCESS_TIMES_S = 2.0
 """How long an unmount waits for access times to reach the grid."""
 
@@ -174,10 +176,26 @@ class FileSystem:
     def release_directory(self, handle: int) -> None:
         self.namespace.closed(self._directories.pop(handle).ino)
 
+    async def require_order(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
+        """For a rename, right before it: data of what takes another's place gets ahead of it.
+
+        On the disk, in any case; on its way to the grid, where so many come that older ones do not get there,
+        it waits a little. Raises OSError where the disk fails.
+        """
+        with trio.move_on_after(RENAME_S):
+            while self._journal.is_crowded and not self.trouble():
+                await self._writer.progressed()
+        find = self._log.metadata.lookup
+        inodes = [find(parent, name), find(new_parent, new_name)]
+        if None not in inodes:
+            await self._dirty.require_order([ino for ino in inodes if ino is not None])
+        await self.pause.over()
+
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """Like rename(2). A name that replaces another leaves this machine only after its data."""
         self.require_writable()
         number, inodes = self.namespace.rename(parent, name, new_parent, new_name, flags)
+        self._dirty.renamed(number, inodes)
         for ino in inodes:
             self._journal.hold(number, ino)
 

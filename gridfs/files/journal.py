@@ -106,7 +106,7 @@ class Journal:
         self._wake = trio.Event()
         self._progress = trio.Event()
         self._carrying = Carrying(log, dirty, writer)
-        self._barriers = Barriers(log, writer, self._carrying)
+        self._barriers = Barriers(log, dirty, writer, self._carrying)
         self._gatherer = Gatherer(machine, log, uploader, state, config.k, config.n)
         self._record_bytes = 0
         self._begins = True
@@ -212,13 +212,19 @@ class Journal:
         """Operation `number` names `ino` anew: it is shipped after the data written to it before."""
         self._barriers.hold(number, ino)
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether what is held back cannot be shipped because more of it comes all the time."""
+        return self._barriers.is_crowded
+
     async def synced(self, ino: int, number: int) -> None:
         """Wait until the inode's data and all operations up to `number` are in the grid.
 
         Little data travels in the record itself, more is stored in packs first. Raises TakenOver.
         """
         self._check_owner()
-        if self.state.shipped >= number and self._barriers.is_safe(ino, number):
+        safe_from = self._barriers.safe_from(ino, number)
+        if safe_from is not None and self.state.shipped >= max(number, safe_from):
             return
         if self._carrying.takes(ino, self._log.number):
             want = self._carrying.want(ino, number)
@@ -277,7 +283,7 @@ class Journal:
             await self._sleep()
         limit = self._barriers.limit()
         if limit < self._log.number:
-            self._barriers.push()
+            self._barriers.push(limit)
         if self._draft is not None or limit > self.state.shipped or self._carrying.is_wanted:
             await self._ship()
         elif limit < self._log.number:

@@ -1,4 +1,4 @@
-"""The operation log: every change takes its number here, goes to the spool, then into the metadata.
+"""The operation log: every change takes its number here, goes into the metadata, then to the spool.
 
 One call of `record` is atomic between awaits: number, spool record and metadata change go together, so
 whoever looks afterwards sees all of it or none. Metadata transactions hold many operations; a killed
@@ -17,7 +17,7 @@ from gridfs.files.overlay import Source
 from gridfs.files.spool import Replayed, Spool
 from gridfs.meta.operations import Operation, decode, encode
 from gridfs.meta.store import Metadata, checkpoint_on_own_connection
-from storage.errors import Exhausted, Unavailable
+from storage.errors import Exhausted, StorageError, Unavailable
 from storage.ports import Buffer, Machine
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,9 @@ class OperationLog:
         self.number = metadata.applied
         self._committed = metadata.applied
         self._pending = 0
+        self._ordered = 0
+        self._in_order = 0
+        """Everything up to here is in the metadata or durable in the spool."""
         self._wake = trio.Event()
         self._durable_wanted = trio.Event()
         self.room_freed = trio.Event()
@@ -63,22 +66,32 @@ class OperationLog:
 
     def start(self) -> None:
         """Replay is over: commit it."""
-        self.metadata.commit()
-        self._committed = self.number
+        self.commit()
 
     def record(self, operation: Operation, data: Buffer = b"", phase: int = 0) -> tuple[int, Source]:
-        """Append and apply one operation; acknowledged when this returns.
+        """Apply and append one operation; acknowledged when this returns.
 
-        Raises OSError (disk) or Exhausted (spool) with nothing changed.
+        Raises OSError or Unavailable (disk) or Exhausted (spool) with nothing changed.
         """
         number = self.number + 1
-        source = self.spool.append(number, encode(operation), data, phase)
-        self.number = number
+        # What the spool has is done, whatever happens then; what the metadata has can be taken back.
         self.metadata.apply(number, operation)
+        try:
+            source = self.spool.append(number, encode(operation), data, phase)
+        except BaseException:
+            self._revoke(number)
+            raise
+        self.number = number
         self._pending += 1
         if self._pending == 1 or self._pending >= self._config.operations_max:
             self._wake.set()
         return number, source
+
+    def _revoke(self, number: int) -> None:
+        try:
+            self.metadata.revoke(number)
+        except StorageError as error:
+            logger.error("the metadata cannot be read, and is brought back as soon as it can: %s", error)
 
     def adopt(self, number: int, encoded: bytes) -> Operation:
         """Apply an operation of this file system that the grid has and this machine lacks."""
@@ -87,8 +100,29 @@ class OperationLog:
         self.number = number
         return operation
 
+    def order(self, number: int) -> None:
+        """Operation `number`, and what comes after it, stays only where everything before it does.
+
+        The loss of power may leave the metadata, which has no data, without what lay in the spool. So from
+        here on nothing is committed until the spool is durable.
+        """
+        self._ordered = number
+
     def commit(self) -> None:
-        """End the metadata transaction now."""
+        """End the metadata transaction now, unless the spool must be durable first."""
+        if self._ordered > self._in_order:
+            return
+        self._commit()
+
+    async def commit_in_order(self) -> None:
+        """End the metadata transaction, once the spool is durable where it must be. Raises OSError too."""
+        while self._ordered > self._in_order:
+            number = self.number
+            await self.spool.sync()
+            self._in_order = number
+        self._commit()
+
+    def _commit(self) -> None:
         if self.metadata.in_transaction:
             self.metadata.commit()
         self._committed = self.number
@@ -109,7 +143,7 @@ class OperationLog:
                 await self._guarded(self._turn)
 
     async def _turn(self) -> None:
-        self.commit()
+        await self.commit_in_order()
         self.reclaim()
         while self.metadata.work(2000):
             await trio.lowlevel.checkpoint()
@@ -140,7 +174,7 @@ class OperationLog:
 
     async def make_durable(self) -> None:
         """Everything recorded so far is durable in the metadata when this returns."""
-        self.commit()
+        await self.commit_in_order()
         upto = self._committed
         if upto > self.spool.durable and not await self._checkpoint():
             return  # somebody reads an old snapshot: the next turn tries again
@@ -153,7 +187,7 @@ class OperationLog:
 
         Raises Unavailable where somebody else reads the database just then; nobody does while mounting.
         """
-        self.commit()
+        await self.commit_in_order()
         if not await self._checkpoint():
             raise Unavailable("the metadata database is in use by somebody else")
 

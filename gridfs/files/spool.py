@@ -41,6 +41,9 @@ SLOT_MAGIC = b"GRIDSPL\0"
 RECORD_MAGIC = b"OPRC"
 OPERATION_MAX = 16 << 20
 DATA_MAX = 16 << 20
+SMALL_MAX = 4096
+"""Bytes that a record without data may take that is called small: names, and not much else."""
+MAX_NUMBER = (1 << 64) - 1
 SLOT_BYTES_MIN = 4 << 20
 SLOT_BYTES_MAX = 32 << 20
 SLOTS_MIN = 4
@@ -147,7 +150,7 @@ class Spool:
             found.append(_Slot(index, generation, file, self._cipher(salt), previous, begin))
         found.sort(key=lambda slot: slot.generation)
         broken = False
-        for slot in found:
+        for position, slot in enumerate(found):
             follows = slot.previous == self.last and slot.begin == self.last + 1
             broken = broken or not (follows or self.last < slot.begin <= applied + 1)
             if broken:
@@ -158,7 +161,9 @@ class Spool:
             self._generation = slot.generation
             self._slots.append(slot)
             self._by_index[slot.index] = slot
-            for record in self._replay_slot(slot):
+            # Where a write failed another slot was begun: what the disk kept of it was not acknowledged.
+            until = found[position + 1].begin - 1 if position + 1 < len(found) else MAX_NUMBER
+            for record in self._replay_slot(slot, until):
                 self.last = record.number
                 yield record
             if not slot.first:
@@ -167,14 +172,14 @@ class Spool:
                 del self._by_index[slot.index]
                 self._spare.append((slot.index, slot.file))
 
-    def _replay_slot(self, slot: _Slot) -> Iterator[Replayed]:
+    def _replay_slot(self, slot: _Slot, until: int) -> Iterator[Replayed]:
         size = slot.file.size()
         header = bytearray(RECORD.size)
         while slot.end + RECORD.size + TAG <= size:
             slot.file.read_into(memoryview(header), slot.end)
             magic, op_length, data_length, phase, number, generation = RECORD.unpack(header)
             follows = number == (slot.last + 1 if slot.first else slot.begin)
-            if magic != RECORD_MAGIC or generation != slot.generation or not follows:
+            if magic != RECORD_MAGIC or generation != slot.generation or not follows or number > until:
                 return
             if op_length > OPERATION_MAX or data_length > DATA_MAX or phase >= CHUNK:
                 return
@@ -233,7 +238,11 @@ class Spool:
                 seal(_nonce(at + position), view[done : done + step], None, out[position:sealed_end])
                 done += step
                 position = sealed_end
-        slot.file.write_at([out], at)
+        try:
+            slot.file.write_at([out], at)
+        except OSError:
+            self._give_up(slot)
+            raise
         slot.end = at + total
         slot.first = slot.first or number
         slot.last = self.last = number
@@ -243,6 +252,14 @@ class Spool:
             slot.live += length
             self.live_bytes += length
         return source
+
+    def _give_up(self, slot: _Slot) -> None:
+        """A write failed, and the disk may have some of it: nothing else is sealed for that place."""
+        self._began = -1
+        if not slot.first:
+            self._slots.pop()
+            del self._by_index[slot.index]
+            self._spare.append((slot.index, slot.file))
 
     def room(self, size: int, reserve: int = 1) -> bool:
         """Whether `size` bytes of data fit while `reserve` slots stay free for other operations."""
@@ -279,7 +296,11 @@ class Spool:
         salt = self._machine.entropy.token(16)
         generation = self._generation + 1
         previous = self.last if self._slots else 0
-        file.write_at([SLOT_HEADER.pack(SLOT_MAGIC, VERSION, generation, salt, previous, number)], 0)
+        try:
+            file.write_at([SLOT_HEADER.pack(SLOT_MAGIC, VERSION, generation, salt, previous, number)], 0)
+        except OSError:
+            self._spare.append((index, file))
+            raise
         self._generation = self._began = generation
         slot = _Slot(index, generation, file, self._cipher(salt), previous, number)
         self._slots.append(slot)
@@ -383,6 +404,14 @@ class Spool:
         if slot.live or slot.pins or slot.generation == self._began or slot.last <= self.durable:
             return None
         return slot.last
+
+    def is_kept_before(self, source: Source, number: int) -> bool:
+        """Whether the data at `source`, of operation `number`, is on the disk for certain where the next
+        (small) record is: it is durable, or that record will be behind it in the same slot."""
+        slot, last = self._by_index[source.slot], self._slots[-1]
+        if number <= slot.synced:
+            return True
+        return slot is last and last.generation == self._began and last.end + SMALL_MAX <= self.slot_bytes
 
     @property
     def used(self) -> float:

@@ -34,7 +34,7 @@ from gridfs.grid.errors import GridError
 from gridfs.grid.uploader import Receipt, Uploader
 from gridfs.meta.operations import KIND_DATA, Commit, ExtentRecord, PackRecord
 from gridfs.meta.store import key_hash
-from storage.errors import Exhausted, StorageError
+from storage.errors import Corrupt, Exhausted, StorageError, Unavailable
 from storage.ports import Machine
 
 logger = logging.getLogger(__name__)
@@ -192,12 +192,11 @@ class Writer:
         async with self._seal_turn:
             task_status.started()
             try:
-                key = await self._machine.offload.run(self._load, flight)
+                key, flight.pack = await self._loaded(flight)
             finally:
                 for run in flight.runs:
                     for piece in run.pieces:
                         self._log.spool.unpin(piece.source)
-            flight.pack = self._known(key)
             sealed = None
             if flight.pack is None:
                 sealed = await self._machine.offload.run(self._seal, flight, key)
@@ -246,6 +245,16 @@ class Writer:
                 self.trouble = None
                 return receipt
 
+    async def _loaded(self, flight: Flight) -> tuple[bytes | None, PackRecord | None]:
+        """Read a flight in a worker thread: its convergent key, and the pack that the grid has of it
+        already. A local disk that refuses is waited for."""
+        while True:
+            try:
+                key = await self._machine.offload.run(self._load, flight)
+                return key, self._known(key)
+            except (OSError, Corrupt, Unavailable) as error:
+                await self._disk_refused("written data cannot be read from the local disk", error)
+
     def _load(self, flight: Flight) -> bytes | None:
         """In a worker thread: read the runs from the spool; the convergent key if the pack has one."""
         total = flight.length
@@ -286,11 +295,15 @@ class Writer:
         while self._flights and self._flights[0].pack is not None:
             try:
                 self._commit(self._flights[0])
-            except (OSError, Exhausted) as error:
-                logger.error("a commit waits for the local disk: %s", error)
-                self.trouble = str(error)
-                await trio.sleep(self._config.retry_s_max)
+            except (OSError, Exhausted, Unavailable) as error:
+                await self._disk_refused("a commit waits for the local disk", error)
         self._progress_made()
+
+    async def _disk_refused(self, what: str, error: Exception) -> None:
+        logger.error("%s: %s", what, error)
+        self.trouble = f"{what}: {error}"
+        await trio.sleep(self._config.retry_s_max)
+        self.trouble = None
 
     def _commit(self, flight: Flight) -> None:
         assert flight.pack is not None

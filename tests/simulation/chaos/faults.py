@@ -423,7 +423,13 @@ def _disk_faults(stream: random.Random, path: str) -> list[DiskFault]:
     operations += ["sync_directory", "make_directory", "size"]
     return [
         DiskFault(
-            stream.choice(operations), errno.EIO, path, skip=stream.randrange(6), count=stream.randint(1, 4)
+            stream.choice(operations),
+            errno.EIO,
+            path,
+            skip=stream.randrange(6),
+            count=stream.randint(1, 4),
+            kept=stream.choice([0.0, 0.5, 1.0]),
+            forgets=stream.random() < 0.5,
         )
         for _ in range(stream.randint(1, 3))
     ]

@@ -65,8 +65,9 @@ class History:
     the bytes written before it do."""
     cloned: list[tuple[int, int]] = field(default_factory=list)
     """(index, inode): the first state with a clone. The same, but on other machines only."""
-    maybe: State | None = None
-    """What an operation would have led to during which the client died."""
+    maybe: list[State] = field(default_factory=list)
+    """What operations would have led to that were not acknowledged: because the client died in the middle of
+    one, or its disk failed. One of them may have been done, if it was the last."""
 
     @property
     def now(self) -> State:
@@ -79,6 +80,7 @@ class History:
     def tell(self, state: State) -> None:
         """An operation was acknowledged."""
         self.states.append(state)
+        self.maybe.clear()
 
     def branch(self) -> History:
         """A copy that goes its own way: of another machine that takes over."""
@@ -96,13 +98,12 @@ class History:
         """The process ended and its machine goes on: all that was acknowledged, and no more than the one
         operation under way."""
         problems = [difference(found, self.now)]
-        if self.maybe is not None and problems[0]:
-            problems.append(difference(found, self.maybe, loosely=True))
+        problems += [difference(found, state, loosely=True) for state in self.maybe]
         if all(problems):
             raise Violation("prefix", "\nor ".join(problems))
         if problems[0]:
             self.states.append(found)
-        self.maybe = None
+        self.maybe.clear()
 
     def check_power_lost(self, found: State, *, same_machine: bool) -> int:
         """What was promised is there, or what came in its place later. Returns the state's index.
@@ -110,9 +111,11 @@ class History:
         The history goes on from what was found.
         """
         named = max(self.grid.named, self.local.named) if same_machine else self.grid.named
-        if self.maybe is not None and found.described_loosely == self.maybe.described_loosely:
-            self.states.append(_with_bytes(found, self.maybe))
-        self.maybe = None
+        for state in self.maybe:
+            if found.described_loosely == state.described_loosely:
+                self.states.append(with_bytes(found, state))
+                break
+        self.maybe.clear()
         index = next(
             (i for i in range(self.last, named - 1, -1) if self.states[i].described == found.described), None
         )
@@ -165,11 +168,12 @@ class History:
         else:
             self.local = Promises()
         self.moved = [(at, ino) for at, ino in self.moved if at <= index]
-        self.cloned = [(at, ino) for at, ino in self.cloned if at <= index]
+        # Where the power was lost, with bytes that were in no pack: nothing to wait for any more.
+        self.cloned = [(at, ino) for at, ino in self.cloned if at <= index and not same_machine]
         self.states.append(found)
 
 
-def _with_bytes(found: State, maybe: State) -> State:
+def with_bytes(found: State, maybe: State) -> State:
     """`found` with the bytes that the operation under way would have led to."""
     state = found
     for path, ino in maybe.paths.items():

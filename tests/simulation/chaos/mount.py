@@ -36,6 +36,8 @@ class Mount:
     boot: int = 0
     predecessor: Mount | None = None
     """The machine that this one takes the file system from, while that still runs."""
+    has_finished: bool = False
+    """The work of the session is done."""
     fenced_at: int | None = None
     """Another machine took the file system over, in this state of our history."""
     is_contested: bool = False
@@ -59,6 +61,7 @@ class Mount:
         self.parts = parts
         self.boot = self.client.node.boots
         self.synced = 0
+        self.has_finished = False
         self.under_way.clear()
 
     @property
@@ -74,7 +77,7 @@ class Mount:
         """Called right before it: note what may or may not have been done then."""
         effect = self.under_way.get(trio.lowlevel.current_task())
         if effect is not None and self.is_alive:
-            self.history.maybe = effect()
+            self.history.maybe.append(effect())
 
     # ---- promises
 

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+import apsw
 import trio
 
 from gridfs.assembly import MountOptions, Parts
@@ -196,7 +197,7 @@ class Chaos:
     async def _opened(self, mount: Mount, work: Callable[[Parts], Awaitable[None]]) -> None:
         """Open a client until it opens, and let it work; returns when it has, or when its machine died."""
         begin = trio.current_time()
-        ending_armed = mount.boot
+        before = mount.boot
         while True:
             try:
                 await mount.client.session(work, self.options)
@@ -206,22 +207,26 @@ class Chaos:
                 if mount.is_contested:
                     return
                 raise Violation("takeover", f"{mount.name} cannot be opened: {error}") from error
-            except (GridError, StorageError, OSError) as error:
-                self._explain(mount, error, begin, ended=mount.boot > ending_armed)
+            except (GridError, StorageError, OSError, apsw.Error) as error:
+                if self._explain(mount, error, begin, began=mount.boot > before):
+                    return
                 await trio.sleep(RETRY_S)
             else:
                 return
 
-    def _explain(self, mount: Mount, error: Exception, begin: float, *, ended: bool) -> None:
-        """A client did not open, or ended by itself."""
-        self.world.trace.record(mount.name, "not opened", type(error).__name__, str(error)[:200])
-        if ended and mount.boot == mount.client.node.boots:
-            raise Violation("mount", f"a mount ended by itself: {error!r}") from error
+    def _explain(self, mount: Mount, error: Exception, begin: float, *, began: bool) -> bool:
+        """A client did not open, or did not close well; whether its work was done."""
         now, name = trio.current_time(), mount.name
+        self.world.trace.record(name, "ended with", type(error).__name__, str(error)[:200])
+        if began and mount.boot == mount.client.node.boots:
+            if mount.has_finished and self.injector.for_disk(name, now):
+                return True
+            raise Violation("mount", f"a mount ended by itself: {error!r}") from error
         if now - begin > PATIENCE_S:
             raise Violation("liveness", f"{name} does not open: {error!r}") from error
         if not self.injector.for_syncs(name, begin) and not self.injector.for_disk(name, begin):
             raise Violation("availability", f"{name} does not open: {error!r}") from error
+        return False
 
     async def _play(
         self,
@@ -260,6 +265,7 @@ class Chaos:
                 nursery.start_soon(program, task)
         if reached is not None:
             reached.set()
+        mount.has_finished = True
         if ending.kind in DEADLY:
             mount.strike()
         elif ending.kind == "unmount":
@@ -269,8 +275,14 @@ class Chaos:
         """As `gridfs umount` does."""
         assert mount.parts is not None
         begin = trio.current_time()
-        with trio.move_on_after(PATIENCE_S) as scope:
-            await mount.parts.files.drain()
+        try:
+            with trio.move_on_after(PATIENCE_S) as scope:
+                await mount.parts.files.drain()
+        except (StorageError, OSError) as error:
+            mount.require_alive()
+            if not self.injector.for_disk(mount.name, begin):
+                raise Violation("availability", f"drain: {error!r}") from error
+            return
         mount.require_alive()
         if scope.cancelled_caught:
             trouble = mount.parts.files.trouble()
@@ -348,6 +360,8 @@ class Chaos:
         async def settle(parts: Parts) -> None:
             main.begin(parts)
             await self.verify(main)
+            # A machine that was taken over may go on only as long as the other one has written nothing.
+            await Actor(main, self.plan, 0, self.injector).mark()
             await self._drain(main)
             await self._all_is_well(parts, main.history.now)
 

@@ -21,7 +21,7 @@ from gridfs.files.namespace import RENAME_EXCHANGE, Change
 from gridfs.grid.errors import GridError
 from gridfs.meta.rows import ROOT
 from storage.errors import StorageError
-from tests.simulation.chaos.history import Violation, difference, misfit
+from tests.simulation.chaos.history import Violation, difference, misfit, with_bytes
 from tests.simulation.chaos.model import Node, State
 from tests.simulation.chaos.mount import Mount, skeleton
 from tests.simulation.chaos.plan import Op, Plan
@@ -134,11 +134,31 @@ class Actor:
         self.mount.under_way[task] = lambda: effect(self.history.now, None)
         try:
             result = act()
+        except (OSError, StorageError):
+            self._undone()
+            raise
         finally:
             del self.mount.under_way[task]
         self.mount.require_alive()
         self.tell(effect(self.history.now, result), touched(result))
         return result
+
+    def _undone(self) -> None:
+        """The disk failed at an operation. It is done or not, and nothing in between; if nothing else comes,
+        the next mount may find it done all the same."""
+        if not self.mount.is_alive:
+            return
+        maybe = self.mount.under_way[trio.lowlevel.current_task()]()
+        try:
+            found = skeleton(self.names)
+        except (OSError, StorageError):
+            self.history.maybe.append(maybe)
+            return
+        if found.described_loosely == maybe.described_loosely and found.described != self.state.described:
+            self.history.tell(with_bytes(found, maybe))
+        else:
+            self.history.maybe.append(maybe)
+            self._check_names()
 
     def tell(self, state: State, touched: Iterable[int]) -> None:
         """A change was made: note its attributes, once those that can be known were checked."""
@@ -237,6 +257,13 @@ class Actor:
 
         return self.step(act, effect, lambda ino: (directory, ino))
 
+    async def mark(self) -> None:
+        """Make one more file in the root."""
+        await self.ready()
+        name = b"mark%d" % self.history.last
+        self._make(ROOT, name, Node(FILE | 0o600))
+        await self._write(self.state.names[ROOT, name], 0, b"mark")
+
     async def make(self, stream: random.Random) -> bool:
         await self.ready()
         if self.is_full:
@@ -334,9 +361,16 @@ class Actor:
 
     # ---- renaming
 
-    def _rename(self, source: bytes, directory: int, name: bytes, *, exchange: bool = False) -> None:
+    async def _rename(self, source: bytes, directory: int, name: bytes, *, exchange: bool = False) -> bool:
+        """Whether what it needs was still there when it was due."""
         old = self.state.key(source)
         moved, replaced = self.state.paths[source], self.state.find(directory, name)
+        await self.files.require_order(*old, directory, name)
+        self.files.require_writable()
+        if (self.state.find(*old), self.state.find(directory, name)) != (moved, replaced):
+            return False
+        if self._is_inside(directory, moved):
+            return False
         flags = RENAME_EXCHANGE if exchange else 0
 
         def touched(_: None) -> list[int]:
@@ -351,6 +385,7 @@ class Actor:
             for ino in (moved, replaced) if exchange else (moved,):
                 if self.state.nodes[ino].is_file:
                     self.history.moved.append((self.history.last, ino))
+        return True
 
     def _is_inside(self, directory: int, ino: int) -> bool:
         return directory == ino or directory in set(self.state.below(ino))
@@ -363,8 +398,7 @@ class Actor:
         directory = self.a_folder(stream)
         if self._is_inside(directory, self.state.paths[path]):
             return False
-        self._rename(path, directory, self.free(stream, directory))
-        return True
+        return await self._rename(path, directory, self.free(stream, directory))
 
     def _two_files(self, stream: random.Random) -> tuple[bytes, bytes] | None:
         files = [path for path in self.paths(lambda node: node.is_file) if self.may_change(path)]
@@ -379,16 +413,14 @@ class Actor:
         two = self._two_files(stream)
         if two is None:
             return False
-        self._rename(two[0], *self.state.key(two[1]))
-        return True
+        return await self._rename(two[0], *self.state.key(two[1]))
 
     async def exchange(self, stream: random.Random) -> bool:
         await self.ready(room=False)
         two = self._two_files(stream)
         if two is None:
             return False
-        self._rename(two[0], *self.state.key(two[1]), exchange=True)
-        return True
+        return await self._rename(two[0], *self.state.key(two[1]), exchange=True)
 
     async def save(self, stream: random.Random) -> bool:
         """As editors and package managers do: write beside, perhaps sync, rename over."""
@@ -408,7 +440,7 @@ class Actor:
         if not there or self.state.find(directory, name) is None or self._is_folder(directory, name):
             return True  # others were quicker
         prefix = path.rpartition(b"/")[0]
-        self._rename((prefix + b"/" if prefix else b"") + b"new~", directory, name)
+        await self._rename((prefix + b"/" if prefix else b"") + b"new~", directory, name)
         if stream.random() < 0.3:
             await self._fsync(directory)
         return True
@@ -490,6 +522,9 @@ class Actor:
             await self.files.write(handle, offset, data)
             self.mount.require_alive()
             self.tell(self.state.write(ino, offset, data), (ino,))
+        except (OSError, StorageError):
+            self._undone()
+            raise
         finally:
             del self.mount.under_way[task]
             if self.mount.is_alive:
