@@ -174,10 +174,12 @@ class Journal:
             return
         body = self._history.body(newest)
         is_known = newest.record_hash() == state.previous
-        if newest.mount_id != state.mount_id and not is_known and self._log.number > state.shipped:
+        unshipped = self._log.number - state.shipped
+        # Data that never got out would come back into files with which the other one has gone on since.
+        if newest.mount_id != state.mount_id and not is_known and (unshipped > 0 or self._dirty.bytes):
             raise TakenOver(
                 "another client has written this file system since it was last mounted here, and this "
-                f"machine still holds {self._log.number - state.shipped} operations of its own"
+                f"machine still holds {max(0, unshipped)} operations and {self._dirty.bytes} bytes of its own"
             )
         if newest.sequence < state.sequence and newest.mount_id == state.mount_id:
             return  # those who answered have older records than W servers took from us

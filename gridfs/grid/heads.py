@@ -6,16 +6,21 @@ caller's business: here is only who was asked, and when enough have agreed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import trio
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.roster import Roster, ServerId
-from storage.errors import Conflict, StorageError
+from storage.errors import Conflict, Corrupt, StorageError
 from storage.headlog import HeadRecord
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -65,8 +70,9 @@ class HeadServers:
         self._log = log
 
     async def claim(self, verifying_key: bytes, epoch: int, mount_id: bytes) -> Claim:
-        """Claim `epoch`; returns once every server answered or failed."""
+        """Claim `epoch`; returns once every server answered or failed. To show a forged record is to fail."""
         refused = 0
+        verifier = Ed25519PublicKey.from_public_bytes(verifying_key)
 
         async def ask(client: HeadClient) -> HeadRecord | bool | None:
             nonlocal refused
@@ -75,12 +81,21 @@ class HeadServers:
             except Conflict:
                 refused += 1
                 return False
+            if newest is not None:
+                self._verify(verifier, newest)
             return newest
 
         answers = await self._ask_all(ask, 0, "claiming the head log", everybody=True)
         records = [answer for answer in answers if isinstance(answer, HeadRecord)]
         newest = max(records, key=lambda record: record.stamp, default=None)
         return Claim(len(answers) - refused, refused, newest, records.count(newest) if newest else 0)
+
+    def _verify(self, verifier: Ed25519PublicKey, record: HeadRecord) -> None:
+        try:
+            verifier.verify(record.signature, record.signed_bytes(self._log))
+        except InvalidSignature:
+            logger.error("a head server shows record %d.%d, which is forged", *record.stamp)
+            raise Corrupt(f"its head record {record.epoch}.{record.sequence} is forged") from None
 
     async def records(self) -> list[HeadRecord]:
         """Every record that any server which answers keeps, each once, oldest first."""
@@ -93,8 +108,8 @@ class HeadServers:
         return sorted(found.values(), key=lambda record: record.stamp)
 
     async def append(self, record: HeadRecord, quorum: int) -> None:
-        """Store a record on `quorum` servers. Raises Conflict if any says that a newer epoch exists,
-        NotEnoughServers if too few took it (it may be on some)."""
+        """Store a record on `quorum` servers. Raises Conflict if too few took it and any says that another
+        epoch is promised there, else NotEnoughServers (it may be on some). One that is behind is no veto."""
 
         async def ask(client: HeadClient) -> None:
             await client.head_append(self._log, record)
@@ -131,9 +146,12 @@ class HeadServers:
                 answers.append(await ask(client))
             except Conflict as error:
                 conflicts.append(error)
-                nursery.cancel_scope.cancel()
+                if len(self.servers) - len(conflicts) - len(failed) < enough:
+                    nursery.cancel_scope.cancel()
             except StorageError as error:
                 failed.append(f"{self._roster.name(server)}: {error}")
+                if conflicts and len(self.servers) - len(conflicts) - len(failed) < enough:
+                    nursery.cancel_scope.cancel()
             else:
                 if len(answers) >= enough and not everybody:
                     nursery.cancel_scope.cancel()
@@ -141,8 +159,8 @@ class HeadServers:
         async with trio.open_nursery() as nursery:
             for server in self.servers:
                 nursery.start_soon(one, server)
-        if conflicts:
-            raise conflicts[0]
         if len(answers) < enough:
+            if conflicts:
+                raise conflicts[0]
             raise NotEnoughServers(what, len(answers), enough, failed)
         return answers
