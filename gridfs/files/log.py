@@ -162,7 +162,7 @@ class OperationLog:
         if self.spool.reclaim(self.spool.durable):
             self.room_freed.set()
             self.room_freed = trio.Event()
-        if self.spool.oldest_wanted is not None:
+        if self.spool.is_oldest_wanted:
             self._durable_wanted.set()
 
     async def _keep_durable(self) -> None:
@@ -178,6 +178,8 @@ class OperationLog:
         upto = self._committed
         if upto > self.spool.durable and not await self._checkpoint():
             return  # somebody reads an old snapshot: the next turn tries again
+        if self.spool.wants_sync:
+            await self.spool.sync()
         if self.spool.reclaim(upto):
             self.room_freed.set()
             self.room_freed = trio.Event()

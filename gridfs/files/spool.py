@@ -43,7 +43,6 @@ OPERATION_MAX = 16 << 20
 DATA_MAX = 16 << 20
 SMALL_MAX = 4096
 """Bytes that a record without data may take that is called small: names, and not much else."""
-MAX_NUMBER = (1 << 64) - 1
 SLOT_BYTES_MIN = 4 << 20
 SLOT_BYTES_MAX = 32 << 20
 SLOTS_MIN = 4
@@ -83,6 +82,11 @@ class _Slot:
     last: int = 0
     synced: int = 0
     """Number of the last record that is known to be durable here."""
+    promised: bool = False
+    """Whether some of its data was made durable, and may have been promised to be: by this process, or by
+    one before it. Such a slot goes only when what took its data's place is durable, too."""
+    taken_at: int = 0
+    """Number of the last operation that took data of a promised slot away."""
     data: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Start of a record's data in the slot -> (bytes of plaintext, phase)."""
 
@@ -117,6 +121,8 @@ class Spool:
         self.live_bytes = 0
         self.durable = 0
         self.last = 0
+        self._synced = 0
+        """Every record up to this number is known to be durable here."""
 
     # ---- opening
 
@@ -150,7 +156,7 @@ class Spool:
             found.append(_Slot(index, generation, file, self._cipher(salt), previous, begin))
         found.sort(key=lambda slot: slot.generation)
         broken = False
-        for position, slot in enumerate(found):
+        for slot in found:
             follows = slot.previous == self.last and slot.begin == self.last + 1
             broken = broken or not (follows or self.last < slot.begin <= applied + 1)
             if broken:
@@ -161,9 +167,8 @@ class Spool:
             self._generation = slot.generation
             self._slots.append(slot)
             self._by_index[slot.index] = slot
-            # Where a write failed another slot was begun: what the disk kept of it was not acknowledged.
-            until = found[position + 1].begin - 1 if position + 1 < len(found) else MAX_NUMBER
-            for record in self._replay_slot(slot, until):
+            slot.promised = True
+            for record in self._replay_slot(slot):
                 self.last = record.number
                 yield record
             if not slot.first:
@@ -172,14 +177,14 @@ class Spool:
                 del self._by_index[slot.index]
                 self._spare.append((slot.index, slot.file))
 
-    def _replay_slot(self, slot: _Slot, until: int) -> Iterator[Replayed]:
+    def _replay_slot(self, slot: _Slot) -> Iterator[Replayed]:
         size = slot.file.size()
         header = bytearray(RECORD.size)
         while slot.end + RECORD.size + TAG <= size:
             slot.file.read_into(memoryview(header), slot.end)
             magic, op_length, data_length, phase, number, generation = RECORD.unpack(header)
             follows = number == (slot.last + 1 if slot.first else slot.begin)
-            if magic != RECORD_MAGIC or generation != slot.generation or not follows or number > until:
+            if magic != RECORD_MAGIC or generation != slot.generation or not follows:
                 return
             if op_length > OPERATION_MAX or data_length > DATA_MAX or phase >= CHUNK:
                 return
@@ -254,7 +259,7 @@ class Spool:
         return source
 
     def _give_up(self, slot: _Slot) -> None:
-        """A write failed, and the disk may have some of it: nothing else is sealed for that place."""
+        """A write failed, and the disk may have a part of it: nothing else is sealed for that place."""
         self._began = -1
         if not slot.first:
             self._slots.pop()
@@ -368,6 +373,8 @@ class Spool:
         slot = self._by_index[source.slot]
         slot.live -= size
         self.live_bytes -= size
+        if slot.promised:
+            slot.taken_at = self.last
         assert slot.live >= 0, (slot.index, slot.live)
 
     def reclaim(self, durable: int) -> int:
@@ -379,8 +386,7 @@ class Spool:
         freed = 0
         while self._slots:
             slot = self._slots[0]
-            needed = slot.live or slot.pins or slot.last > self.durable
-            if needed or slot.generation == self._began:
+            if slot.live or slot.pins or self._is_wanted(slot) or slot.generation == self._began:
                 break
             # Oldest first, and before its number is forgotten: a slot that is no longer needed must not
             # be replayed, and what is left on disk must always be one suffix of the log.
@@ -395,15 +401,21 @@ class Spool:
                 self._disk.remove(self._path(slot.index))
         return freed
 
+    def _is_wanted(self, slot: _Slot) -> bool:
+        """Whether a slot without data must stay until more is durable: metadata, or the spool itself."""
+        return max(slot.last, slot.taken_at) > self.durable or slot.taken_at > self._synced
+
     @property
-    def oldest_wanted(self) -> int | None:
-        """Newest number in the oldest slot if only metadata keeps it: make this durable to free it."""
+    def is_oldest_wanted(self) -> bool:
+        """Whether the oldest slot would go if metadata and, where `wants_sync`, the spool were durable."""
         if not self._slots:
-            return None
+            return False
         slot = self._slots[0]
-        if slot.live or slot.pins or slot.generation == self._began or slot.last <= self.durable:
-            return None
-        return slot.last
+        return not (slot.live or slot.pins or slot.generation == self._began) and self._is_wanted(slot)
+
+    @property
+    def wants_sync(self) -> bool:
+        return self.is_oldest_wanted and self._slots[0].taken_at > self._synced
 
     def is_kept_before(self, source: Source, number: int) -> bool:
         """Whether the data at `source`, of operation `number`, is on the disk for certain where the next
@@ -424,6 +436,7 @@ class Spool:
 
     async def sync(self) -> None:
         """Every record appended before the call is durable when this returns. Raises OSError."""
+        number = self.last
         slots = [(slot, slot.last) for slot in self._slots if slot.last > slot.synced]
         new_names, self._has_new_names = self._has_new_names, False
         for slot, _ in slots:
@@ -438,6 +451,8 @@ class Spool:
                 slot.pins -= 1
         for slot, last in slots:
             slot.synced = max(slot.synced, last)
+            slot.promised = True
+        self._synced = max(self._synced, number)
 
     def _sync_files(self, files: list[File], new_names: bool) -> None:
         for file in files:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
 import trio.testing
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.heads import Claim, HeadServers
@@ -15,12 +16,14 @@ from storage.format.head import GENESIS
 from storage.headlog import HeadRecord
 from tests.grid.servers import make_roster, server_id
 
-LOG, KEY, MOUNT = b"l" * 32, b"k" * 32, b"m" * 16
+SIGNER = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
+LOG, KEY, MOUNT = b"l" * 32, SIGNER.public_key().public_bytes_raw(), b"m" * 16
 COUNT, QUORUM = 6, 4
 
 
 def record(sequence: int, epoch: int = 1, payload: bytes = b"sealed") -> HeadRecord:
-    return HeadRecord(epoch, sequence, GENESIS, payload, bytes(64), MOUNT)
+    unsigned = HeadRecord(epoch, sequence, GENESIS, payload, bytes(64), MOUNT)
+    return replace(unsigned, signature=SIGNER.sign(unsigned.signed_bytes(LOG)))
 
 
 @dataclass
@@ -94,14 +97,26 @@ async def test_an_append_to_too_few_says_who_failed_and_why(
         await head_servers(clients).append(record(7), QUORUM)
 
 
-async def test_one_conflict_ends_an_append_whoever_else_agrees(
+async def test_a_server_that_is_behind_is_no_veto_for_an_append(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It could not write the promise down, say, because its disk is full."""
+    clients = [FakeClient(delay_s=5) for _ in range(COUNT)]
+    clients[2] = FakeClient(failure=Conflict("epoch 0 is promised"))
+    await head_servers(clients).append(record(1), QUORUM)
+    assert sum(len(client.kept) for client in clients) >= QUORUM
+
+
+async def test_an_append_ends_with_a_conflict_as_soon_as_too_few_are_left(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     clients = [FakeClient(delay_s=5) for _ in range(COUNT)]
-    clients[2] = FakeClient(failure=Conflict("epoch 9 was promised"))
+    for client in clients[:2]:
+        client.delay_s, client.failure = 1, Conflict("epoch 9 was promised")
+    clients[2] = FakeClient(delay_s=2, failure=Unavailable("down"))
     with pytest.raises(Conflict, match="epoch 9"):
         await head_servers(clients).append(record(1), QUORUM)
-    assert trio.current_time() < 5
+    assert trio.current_time() == pytest.approx(2)
 
 
 async def test_a_head_server_that_the_servers_file_lost_counts_as_failed(
@@ -127,6 +142,16 @@ async def test_a_claim_hears_everybody_and_takes_the_newest_record(
     claim = await head_servers(clients).claim(KEY, 5, MOUNT)
     assert claim == Claim(promises=4, refused=1, newest=new, holders=2)
     assert trio.current_time() == pytest.approx(3)
+
+
+async def test_a_forged_record_is_not_the_newest_whatever_it_says(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    true = record(4)
+    clients = [FakeClient(newest=true) for _ in range(COUNT)]
+    clients[1].newest = replace(true, epoch=7, sequence=9)
+    claim = await head_servers(clients).claim(KEY, 5, MOUNT)
+    assert claim == Claim(promises=COUNT - 1, refused=0, newest=true, holders=COUNT - 1)
 
 
 async def test_a_claim_that_nobody_answers_is_an_answer(autojump_clock: trio.testing.MockClock) -> None:

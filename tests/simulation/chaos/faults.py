@@ -428,7 +428,7 @@ def _disk_faults(stream: random.Random, path: str) -> list[DiskFault]:
             path,
             skip=stream.randrange(6),
             count=stream.randint(1, 4),
-            kept=stream.choice([0.0, 0.5, 1.0]),
+            kept=stream.choice([0.0, 0.5, 0.99]),
             forgets=stream.random() < 0.5,
         )
         for _ in range(stream.randint(1, 3))
