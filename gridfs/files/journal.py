@@ -111,6 +111,9 @@ class Journal:
         self._record_bytes = 0
         self._begins = True
         """The next record stands for itself."""
+        self._is_ours = False
+        """W head servers have a record of this epoch. Before, one that too few took in an epoch before may
+        still be found by the next client, so nothing counts as shipped that does not know of it."""
         self._is_settled = False
         """What the newest record knows is here, data included."""
         self._draft: _Draft | None = None
@@ -139,7 +142,8 @@ class Journal:
     async def claim(self, enough: int) -> None:
         """Claim an epoch of our own. Returns with `enough` answers, the quorum or not.
 
-        Raises NotEnoughServers with fewer answers, TakenOver if the newest record is another client's.
+        Raises NotEnoughServers with fewer answers, or without the quorum where another client wrote last: it
+        may go on until a quorum has promised us the epoch. TakenOver if we have something that it has not.
         """
         mine = self.state.mount_id
         if mine == bytes(16):
@@ -157,9 +161,12 @@ class Journal:
             if not claim.refused:
                 break
             epoch, step = epoch + step, step * 2
+        newest, quorum = claim.newest, self._config.quorum
+        if newest is not None and newest.mount_id != mine and claim.promises < quorum:
+            raise NotEnoughServers("taking over from another client", claim.promises, quorum)
         await self._adopt(claim)
         self._barriers.hold_again(self.state.shipped)
-        self.claimed = claim.promises >= self._config.quorum
+        self.claimed = claim.promises >= quorum
         self._begins = True
 
     async def _adopt(self, claim: Claim) -> None:
@@ -226,7 +233,7 @@ class Journal:
         """
         self._check_owner()
         safe_from = self._barriers.safe_from(ino, number)
-        if safe_from is not None and self.state.shipped >= max(number, safe_from):
+        if safe_from is not None and self._is_shipped(max(number, safe_from)):
             return
         if self._carrying.takes(ino, self._log.number):
             want = self._carrying.want(ino, number)
@@ -243,11 +250,14 @@ class Journal:
 
         Raises TakenOver when another mount has taken the file system.
         """
-        while self.state.shipped < number:
+        while not self._is_shipped(number):
             self._check_owner()
             self._wanted = max(self._wanted, number)
             self._wake.set()
             await self._progress.wait()
+
+    def _is_shipped(self, number: int) -> bool:
+        return number == 0 or (self._is_ours and self.state.shipped >= number)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Ship until cancelled, or until another mount took over; failures are retried for ever."""
@@ -286,14 +296,24 @@ class Journal:
         limit = self._barriers.limit()
         if limit < self._log.number:
             self._barriers.push(limit)
-        if self._draft is not None or limit > self.state.shipped or self._carrying.is_wanted:
+        if (
+            self._draft is not None
+            or limit > self.state.shipped
+            or self._carrying.is_wanted
+            or self._is_asked
+        ):
             await self._ship()
         elif limit < self._log.number:
             await self._writer.progressed()  # held back by data that is on its way
 
     @property
     def _is_wanted(self) -> bool:
-        return self._wanted > self.state.shipped or self._carrying.is_wanted
+        return self._wanted > self.state.shipped or self._carrying.is_wanted or self._is_asked
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether somebody waits for the first record of this epoch."""
+        return not self._is_ours and self._wanted > 0
 
     async def _sleep(self) -> None:
         """Until somebody waits for a record, or operations nobody waits for are due."""
@@ -321,6 +341,7 @@ class Journal:
             return
         await self._heads.append(draft.record, self._config.quorum)
         self._draft = None
+        self._is_ours = True
         state.sequence = draft.record.sequence
         state.previous = draft.record.record_hash()
         state.shipped = max(state.shipped, draft.last)

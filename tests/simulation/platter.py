@@ -47,7 +47,7 @@ class DiskFault:
     count: int = 1
     """How many fail then."""
     kept: float = 0.0
-    """Part of the bytes of a failed write that is in the file all the same: from its beginning, and not all of it."""
+    """Part of the bytes of a failed write that is in the file all the same: less than 1."""
     forgets: bool = False
     """After a failed sync, what was not durable never is, although reads still see it: as the page cache of
     Linux takes its pages for clean. Else a later sync makes it durable."""

@@ -311,7 +311,8 @@ class Injector:
         """All servers lose power at one moment."""
         self.begun(fault)
         with self._trouble(*self.servers.nodes):
-            self.world.power_cut(*[node for node in self.servers.nodes if node.is_up])
+            for node in self.servers.nodes:
+                self.world.crash(node)
             await trio.sleep(fault.lasts_s / 4)
             await self.all_up()
 
@@ -414,8 +415,10 @@ class Injector:
 
 async def serve(machine: Machine, *, task_status: trio.TaskStatus[Any]) -> None:
     """A storage server that may end where its disk fails: somebody starts it again."""
-    with contextlib.suppress(StorageError, OSError):
+    try:
         await server_program(machine, task_status=task_status)
+    except* (StorageError, OSError):
+        pass
 
 
 def _disk_faults(stream: random.Random, path: str) -> list[DiskFault]:

@@ -34,6 +34,8 @@ class Mount:
     parts: Parts | None = None
     """Of the session that runs."""
     boot: int = 0
+    number: int = 0
+    """Of the last operation when the session began."""
     predecessor: Mount | None = None
     """The machine that this one takes the file system from, while that still runs."""
     has_finished: bool = False
@@ -62,6 +64,7 @@ class Mount:
         self.boot = self.client.node.boots
         self.synced = 0
         self.has_finished = False
+        self.number = parts.log.number
         self.under_way.clear()
 
     @property
