@@ -22,9 +22,9 @@ from gridfs.assembly import LocalSealer, MountOptions, open_filesystem
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
 from gridfs.exits import LOCKED, CommandError, sole
+from gridfs.files.claiming import TakenOver
 from gridfs.files.finding import Found, ask, judge
 from gridfs.files.headstate import NOBODY, HeadState, save_head_state
-from gridfs.files.journal import TakenOver
 from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.roster import Roster
 from gridfs.meta.store import Metadata
@@ -94,11 +94,12 @@ def plan(
     that: the silent ones are given up, and servers that answer take their place.
     """
     settings, body = found.body.settings, found.body
-    heads, list_generation = tuple(body.head_servers), body.generation
-    if found.heard < found.needed:
+    heads, list_generation = body.heads.servers, body.heads.generation
+    if found.lacking("seeing") is not None:
         heads, list_generation = _other_heads(found, silent, roster), list_generation + 1
-    elif new_keys and found.heard < body.quorum:
-        raise NotEnoughServers("giving the file system new keys", found.heard, body.quorum)
+    elif new_keys and (lacking := found.lacking("quorum")) is not None:
+        have = lacking.count(found.answered)
+        raise NotEnoughServers("giving the file system new keys", have, lacking.quorum)
     tree, former, succession, epoch = found.tree, found.former, found.succession, found.epoch
     if new_keys:
         former, tree, epoch = (*former, tree), KeyTree(entropy.token(32)), 0
@@ -127,7 +128,7 @@ def _other_heads(found: Found, silent: Mapping[bytes, str], roster: Roster) -> t
     wanted = settings.happy if settings.shares_per_server == 1 else 1
     if len(there) < wanted:
         raise NotEnoughServers("finding other head servers", len(there), wanted)
-    there.sort(key=lambda server: server not in found.body.head_servers)
+    there.sort(key=lambda server: server not in found.body.heads.servers)
     return tuple(there[: max(settings.n, 2 * settings.happy - 1)])
 
 
@@ -165,7 +166,7 @@ async def rebuild(
             machine, plan.config, roster, plan.tree, database, spool_directory, MountOptions(), plan.former
         ) as parts:
             is_begun = False
-            if parts.journal.claimed or plan.is_successor:
+            if parts.journal.is_owner or plan.is_successor:
                 with trio.move_on_after(BEGIN_S_MAX):
                     await parts.journal.begun()
                     is_begun = True

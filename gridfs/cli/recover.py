@@ -53,7 +53,7 @@ def recover_filesystem(request: RecoverRequest) -> None:
     found, silent = trio.run(find, machine, roster, recovery)
     if found is None:
         raise _nothing(roster, silent, request)
-    if found.heard < found.needed and not request.accept_older:
+    if found.lacking("seeing") is not None and not request.accept_older:
         raise CommandError(_unsure(found, silent, roster), GRID_UNREACHABLE)
     print(f"found {_describe(found)}", flush=True)
     made = plan(
@@ -117,11 +117,15 @@ def _describe(found: Found) -> str:
 
 
 def _unsure(found: Found, silent: Mapping[bytes, str], roster: Roster) -> str:
-    heads = found.body.head_servers
-    away = [roster.name(server) for server in heads if server in silent or roster.get(server) is None]
+    lacking = found.lacking("seeing")
+    assert lacking is not None
+    heard, needed = lacking.count(found.answered), lacking.needed("seeing")
+    away = [
+        roster.name(server) for server in lacking.servers if server in silent or roster.get(server) is None
+    ]
     names = ", ".join(away[:6]) + (f" and {len(away) - 6} more" if len(away) > 6 else "")
     return (
-        f"found {_describe(found)}, but there may be a newer state: {found.heard} of the {found.needed} head "
+        f"found {_describe(found)}, but there may be a newer state: {heard} of the {needed} head "
         f"servers needed answer; silent: {names}; start them, or give up what they have with --accept-older"
     )
 

@@ -127,8 +127,7 @@ class History:
 
     async def _records(self, body: HeadBody) -> list[HeadRecord]:
         """All that the head servers keep; enough of them, that none which a quorum has can be missing."""
-        enough = len(body.head_servers) - body.quorum + 1
-        return await self._heads.records(min(enough, len(self._heads.servers)))
+        return await self._heads.records(surely=True)
 
     async def _base(self, body: HeadBody) -> tuple[Base, JournalBody | None]:
         """What a record rests on, and its newest journal pack where that had to be read to know."""

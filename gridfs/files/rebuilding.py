@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from gridfs.files.aside import set_aside
-from gridfs.files.headstate import Base, HeadState, save_base, save_head_state
+from gridfs.files.headstate import NOBODY, Base, HeadState, save_base, save_head_state
 from gridfs.files.runs import RunIn, batches, only_run, read_runs
 from gridfs.grid.downloader import Downloader
 from gridfs.meta.checkpoints import Loader
@@ -75,7 +75,8 @@ async def rebuild(
     metadata = Metadata.open(draft, sealer, vfs=disk.sqlite_vfs)
     try:
         epoch = needed.newest.epoch
-        state = HeadState(epoch, bytes(16), shipped=number, gathered=number, emptied=number)
+        state = HeadState(epoch, NOBODY, shipped=number, gathered=number, emptied=number)
+        state.heads, state.leaving = needed.body.heads, needed.body.leaving
         save_head_state(metadata, state)
         save_base(metadata, Base(needed.body.checkpoint, number))
         metadata.commit()

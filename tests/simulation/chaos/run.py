@@ -19,7 +19,7 @@ import apsw
 import trio
 
 from gridfs.assembly import MountOptions, Parts
-from gridfs.files.journal import TakenOver
+from gridfs.files.claiming import TakenOver
 from gridfs.grid.errors import GridError
 from storage.errors import StorageError
 from storage.format.share import Geometry
