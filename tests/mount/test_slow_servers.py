@@ -1,10 +1,9 @@
-"""Real servers that hang, are slow, or cannot be reached, and a client whose machine runs out of something."""
+"""Real servers that hang, are slow or cut off, and a client whose machine runs out of something."""
 
 from __future__ import annotations
 
 import errno
 import os
-import random
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 
 from tests.mount.conftest import MakeFileSystem
 from tests.mount.proxy import Network
+from tests.mount.slow_servers import PIECE, SLOW_BYTES_PER_S, random_reads
 from tests.mount.support import (
     content,
     contents_of,
@@ -23,31 +23,15 @@ from tests.mount.support import (
     wait_until,
     write_large,
 )
-from tests.processes import FileSystemShape, LocalGrid, MountedFileSystem, run
+from tests.processes import FileSystemShape, LocalGrid, MountedFileSystem, detach_mounts_below, run
 
 MIB = 1 << 20
-PIECE = 128 << 10
-SLOW_BYTES_PER_S = 1e6
 
 
 @pytest.fixture
 def network() -> Iterator[Network]:
     with Network() as made:
         yield made
-
-
-def random_reads(path: Path, data: bytes, count: int, seed: int) -> None:
-    """Reads of 128 KiB at random places, none of which the kernel has in its cache."""
-    generator = random.Random(seed)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        for _ in range(count):
-            offset = generator.randrange(len(data) - PIECE)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            assert os.pread(descriptor, PIECE, offset) == data[offset : offset + PIECE]
-    finally:
-        os.close(descriptor)
 
 
 def through(
@@ -73,11 +57,11 @@ def test_one_of_six_hangs_and_another_is_slow(
     data = content("random", 48 * MIB)
     (mounted.path / "file").write_bytes(data)
     mounted.remount()
-    random_reads(mounted.path / "file", data, 100, seed=1)
+    random_reads(mounted.path / "file", data, seed=1, count=100)
     network.slow(4, SLOW_BYTES_PER_S)
     six.hang(1)
     try:
-        random_reads(mounted.path / "file", data, 600, seed=2)
+        random_reads(mounted.path / "file", data, seed=2, count=600)
         report = mounted.status()
         hedging, read = report["hedging"], report["readv"]["bytes"]
         assert read > 700 * PIECE
@@ -192,12 +176,11 @@ def test_a_daemon_with_64_descriptors(six: LocalGrid, make_file_system: MakeFile
     six.hang(1)
     kept: dict[str, bytes] = {}
     try:
-        with pytest.raises(OSError) as caught:  # noqa: PT012
+        with pytest.raises(OSError, match=r"No space|Input/output"):  # noqa: PT012
             for index in range(30):
                 body = content(("much", index), 10 * MIB)
                 (mounted.path / f"much{index}").write_bytes(body)
                 kept[f"much{index}"] = body
-        assert caught.value.errno in (errno.ENOSPC, errno.EIO)
         assert kept
     finally:
         six.resume(0)
@@ -249,7 +232,7 @@ def test_a_full_client_disk(six: LocalGrid, make_file_system: MakeFileSystem) ->
         assert failed, "a disk with no room at all lets nothing be written"
     finally:
         mounted.tear_down()
-        run(["umount", mounted.home], good=(0, 32))
+        detach_mounts_below(mounted.home)
 
 
 def fill(path: Path) -> None:
