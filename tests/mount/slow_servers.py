@@ -17,6 +17,7 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     words = parser.parse_args()
     os.environ[TRACE] = uuid.uuid4().hex
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing is left behind then, either
     directory = Path(tempfile.mkdtemp(prefix="slow"))
     grid = LocalGrid(directory / "grid")
     try:
@@ -169,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
