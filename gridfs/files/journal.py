@@ -160,13 +160,17 @@ class Journal:
 
     # ---- starting
 
-    async def claim(self, enough: int) -> None:
+    async def claim(self, enough: int, early: Claim | None = None) -> None:
         """Claim an epoch of our own. Returns with `enough` answers, the quorum or not.
 
-        Raises NotEnoughServers with fewer answers, TakenOver if the newest record is another client's,
-        RebuildNeeded where this machine's metadata cannot be brought up to date.
+        `early`: what was promised already, to the epoch and run in the state, for a folder in the making, in
+        which nothing is its own. Raises NotEnoughServers with fewer answers, TakenOver if the newest record
+        is another client's, RebuildNeeded where this machine's metadata cannot be brought up to date.
         """
         was_new, knows = self.state.is_new, frozenset(self.state.runs)
+        if early is not None:
+            await self._claimed(early, True, knows)
+            return
         if not was_new:
             await self._look_first(knows)
         self.state.begin_run(self._machine.entropy.token(16))
@@ -185,6 +189,10 @@ class Journal:
                 break
             await self._check_keys()
             epoch, step = epoch + step, step * 2
+        await self._claimed(claim, was_new, knows)
+
+    async def _claimed(self, claim: Claim, was_new: bool, knows: frozenset[bytes]) -> None:
+        """Our epoch is promised."""
         await self._adopt(claim, was_new, knows)
         self._barriers.hold_again(self.state.shipped)
         self.claimed = claim.promises >= self._config.quorum

@@ -196,7 +196,10 @@ class StorageClient:
                 break
             records += map(record_of, reply.records)
             after = (records[-1].epoch, records[-1].sequence)
-            room -= sum(len(entry.payload) for entry in reply.records)
+            size = sum(len(entry.payload) for entry in reply.records)
+            if size < limit:
+                break  # a server goes on until it reaches the limit
+            room -= size
         return records
 
     async def head_trim(self, log: bytes, before: Stamp, signature: bytes) -> None:

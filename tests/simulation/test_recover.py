@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from gridfs.assembly import MountOptions, Parts, head_keys, open_filesystem
+from gridfs.assembly import MountOptions, Parts, connected, head_keys, open_filesystem
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
 from gridfs.exits import CommandError, sole
@@ -86,14 +86,14 @@ class Stage:
             task_status.started()
             try:
                 machine.disk.make_directory(HOME)
-                found, silent = await find(machine, self.servers.roster, RECOVERY)
-                if found is None:
-                    raise Unavailable(f"{len(silent)} servers are silent")
-                decided = plan(
-                    found, silent, self.servers.roster, RECOVERY, machine.entropy, new_keys=new_keys
-                )
-                made.config, made.tree = decided.config, decided.tree
-                rebuilt = await rebuild(machine, decided, self.servers.roster, DATABASE, SPOOL)
+                roster = self.servers.roster
+                async with connected(machine, roster) as clients:
+                    found, silent = await find(clients, RECOVERY)
+                    if found is None:
+                        raise Unavailable(f"{len(silent)} servers are silent")
+                    decided = plan(found, silent, roster, RECOVERY, machine.entropy, new_keys=new_keys)
+                    made.config, made.tree = decided.config, decided.tree
+                    rebuilt = await rebuild(machine, clients, found, decided, roster, DATABASE, SPOOL)
                 for directory in (HOME, "/home", "/"):
                     machine.disk.sync_directory(directory)
                 done.append(rebuilt)
@@ -495,7 +495,8 @@ def test_a_newest_record_is_sure_with_enough_answers(monkeypatch: pytest.MonkeyP
         for node in stage.servers.nodes[:down]:
             stage.world.kill(node)
         machine = stage.world.boot(stage.world.add("looker"))
-        found, silent = await find(machine, stage.servers.roster, RECOVERY)
+        async with connected(machine, stage.servers.roster) as clients:
+            found, silent = await find(clients, RECOVERY)
         assert len(silent) == down
         if down == 6:
             assert found is None
@@ -515,7 +516,8 @@ def test_a_newest_record_is_sure_with_enough_answers(monkeypatch: pytest.MonkeyP
 def test_a_stranger_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(stage: Stage) -> None:
         machine = stage.world.boot(stage.world.add("looker"))
-        assert await find(machine, stage.servers.roster, RecoveryKey(bytes(32))) == (None, {})
+        async with connected(machine, stage.servers.roster) as clients:
+            assert await find(clients, RecoveryKey(bytes(32))) == (None, {})
 
     staged(1, monkeypatch, story)
 
