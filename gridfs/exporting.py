@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from gridfs.assembly import LocalSealer, spool_key
+from gridfs.assembly import LocalSealer, connected, spool_key
 from gridfs.codec.keys import KeyTree
 from gridfs.exits import sole
 from gridfs.files.aside import asides_of
@@ -45,7 +45,7 @@ from gridfs.grid.errors import GridError
 from gridfs.grid.roster import Roster
 from gridfs.meta.operations import Write, decode
 from gridfs.meta.store import Metadata
-from storage.client import StorageClient, Traffic
+from storage.client import Traffic
 from storage.errors import StorageError
 from storage.ports import Disk, File, Machine
 
@@ -123,13 +123,8 @@ def _past(disk: Disk, database: str, sealer: LocalSealer) -> Iterator[list[Metad
 
 @asynccontextmanager
 async def _grid(machine: Machine, local: Local, roster: Roster) -> AsyncIterator[Reader]:
-    clients = {
-        server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
-    }
-    downloader = Downloader(clients, roster)
-    async with trio.open_nursery() as nursery:
-        for client in clients.values():
-            await nursery.start(client.run)
+    async with connected(machine, roster) as clients, trio.open_nursery() as nursery:
+        downloader = Downloader(clients, roster)
         await nursery.start(downloader.run)
         yield Reader(local.metadata, local.dirty, local.spool, downloader, ReaderConfig())
         nursery.cancel_scope.cancel()

@@ -169,7 +169,7 @@ class Journal:
         """
         was_new, knows = self.state.is_new, frozenset(self.state.runs)
         if early is not None:
-            await self._claimed(early, True, knows)
+            await self._promised(early, True, knows)
             return
         if not was_new:
             await self._look_first(knows)
@@ -189,9 +189,9 @@ class Journal:
                 break
             await self._check_keys()
             epoch, step = epoch + step, step * 2
-        await self._claimed(claim, was_new, knows)
+        await self._promised(claim, was_new, knows)
 
-    async def _claimed(self, claim: Claim, was_new: bool, knows: frozenset[bytes]) -> None:
+    async def _promised(self, claim: Claim, was_new: bool, knows: frozenset[bytes]) -> None:
         """Our epoch is promised."""
         await self._adopt(claim, was_new, knows)
         self._barriers.hold_again(self.state.shipped)

@@ -77,6 +77,12 @@ class Work:
         """Do one thing."""
         raise NotImplementedError
 
+    def must_live(self) -> None:
+        """Raise OSError where the mount is dead. To be called between a close and its entry in the ledger: a
+        kernel that has lost the daemon drops the pages that it still held, and does not tell who closes."""
+        if is_dead(self.place):
+            raise OSError(errno.ENOTCONN, "the mount is dead")
+
     def interrupt(self) -> None:
         """End a program that is under way."""
 
@@ -111,6 +117,7 @@ class Files(Work):
         elif kind == "make":
             self.ledger.begin(name, Partial(recipe), recipe)
             self._write(path, recipe, is_durable=is_durable)
+            self.must_live()
             self.ledger.done(name)
             if is_durable:
                 self.ledger.in_grid(self.ledger.mark(name))
@@ -125,6 +132,7 @@ class Files(Work):
         self.ledger.begin(temporary_name, None, Partial(recipe), recipe)
         temporary.unlink(missing_ok=True)
         self._write(temporary, recipe, is_durable=is_durable)
+        self.must_live()
         self.ledger.done(temporary_name)
         self.ledger.begin(temporary_name, None)
         # A new name does not wait for the data, only one that takes another's place does.
@@ -187,6 +195,7 @@ class InPlace(Work):
         elif self.chance.random() < 0.1:
             del self._open[name]
             os.close(descriptor)
+            self.must_live()
             self.ledger.done(name)
 
     def _enter(self, name: str) -> None:
@@ -200,6 +209,7 @@ class InPlace(Work):
         for name, descriptor in list(self._open.items()):
             try:
                 os.close(descriptor)
+                self.must_live()
             except OSError:
                 continue
             self.ledger.done(name)
@@ -254,7 +264,7 @@ class Copies(Work):
                 program.kill()
             _, said = program.communicate()
         self._program = None
-        if program.returncode == 0:
+        if program.returncode == 0 and not is_dead(self.place):
             return True
         if program.returncode > 0 and not is_dead(self.place):
             raise Broken(f"{words[0]} failed: {said.decode(errors='replace')}")
@@ -289,6 +299,7 @@ class Git(Work):
             path.write_bytes(self.chance.randbytes(self.chance.randrange(30_000)))
         self._git("add", "-A")
         self._git("commit", "-q", "--allow-empty", "-m", str(number))
+        self.must_live()
         self.kept = number
         self.counted["commit"] += 1
 

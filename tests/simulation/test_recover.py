@@ -18,7 +18,7 @@ from gridfs.assembly import MountOptions, Parts, connected, head_keys, open_file
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
 from gridfs.exits import CommandError, sole
-from gridfs.files import journal
+from gridfs.files import checkpointing, journal
 from gridfs.files.journal import ShutOut, TakenOver
 from gridfs.grid.errors import GridError, NotEnoughServers
 from gridfs.grid.heads import HeadServers
@@ -482,6 +482,46 @@ def test_recoveries_at_once_end_with_one_owner(monkeypatch: pytest.MonkeyPatch, 
                 await machine.session(look, QUICK)
 
     staged(seed, monkeypatch, story)
+
+
+@pytest.mark.parametrize("checkpoints", [0, 1])
+def test_what_the_old_machine_writes_during_a_recovery_is_there(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: int
+) -> None:
+    """Between the look and the claim: what was read ahead of an older record is of no use, and not used."""
+    monkeypatch.setattr(journal, "GATHER_BYTES", 4000)
+    monkeypatch.setattr(checkpointing, "JOURNAL_PACKS_MAX", 2)
+
+    async def story(stage: Stage) -> None:
+        async with stage.old.mounted() as parts:
+            shell = Shell(parts)
+            await shell.write("before", b"b" * 3000)
+            await shell.fsync("before")
+            new = Computer(stage.world, stage.servers, "new")
+            machine = stage.world.boot(new.node)
+            machine.disk.make_directory(HOME)
+            roster = stage.servers.roster
+            async with connected(machine, roster) as clients:
+                found, silent = await find(clients, RECOVERY)
+                assert found is not None
+                for number in range(3 + 200 * checkpoints):
+                    name = f"during-{number}-{'x' * 60}"
+                    await shell.write(name, b"%d" % number)
+                    await shell.fsync(name)
+                    if checkpoints and parts.checkpointer.count:
+                        break
+                assert parts.checkpointer.count == checkpoints
+                expected = await shell.tree()
+                decided = plan(found, silent, roster, RECOVERY, machine.entropy)
+                new.config, new.tree = decided.config, decided.tree
+                await rebuild(machine, clients, found, decided, roster, DATABASE, SPOOL)
+            stage.world.kill(new.node)
+            await shell.write("too late", b"l")
+            with pytest.raises(Exception, match="another client"):
+                await shell.fsync("too late")
+        assert await new.session(look) == expected
+
+    staged(5, monkeypatch, story)
 
 
 # ---- who answers ------------------------------------------------------------------------------------
