@@ -192,7 +192,7 @@ class Atlas:
     def __init__(self, metadata: Sequence[Metadata], inodes: Iterable[int]) -> None:
         """`inodes`: all that will be asked for, directories aside."""
         self._known: list[dict[int, bytes]] = []
-        wanted = set(inodes)
+        wanted = sorted(set(inodes))
         for one in metadata:
             files = [Changed(ino) for ino in wanted]
             known = name_paths(one, files)
