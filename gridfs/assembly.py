@@ -27,6 +27,7 @@ from gridfs.files.history import History
 from gridfs.files.journal import Journal, JournalConfig
 from gridfs.files.leftover import note_leftover
 from gridfs.files.log import LogConfig, OperationLog
+from gridfs.files.lull import Lull
 from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Prefetcher, ReadaheadConfig
 from gridfs.files.reader import Reader, ReaderConfig
@@ -317,7 +318,7 @@ def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, 
     contents_config = ContentsConfig(room_timeout_s=options.grid_timeout_s)
     contents = Contents(log, dirty, writer, prefetcher, stamps, contents_config)
     checkpointer = Checkpointer(
-        machine, log, uploader, downloader, head_state, contents.pause, CheckpointConfig(config.k, config.n)
+        machine, log, uploader, downloader, head_state, CheckpointConfig(config.k, config.n)
     )
     journal = Journal(
         machine,
@@ -326,6 +327,7 @@ def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, 
         writer,
         uploader,
         checkpointer,
+        Lull(contents.pause),
         grid.heads,
         grid.history,
         grid.keys,

@@ -83,16 +83,18 @@ def plan(
     entropy: Entropy,
     *,
     new_keys: bool = False,
+    gives_up: bool = False,
     passphrase_command: str = "",
 ) -> Plan:
     """Decide what becomes of what was found. Raises NotEnoughServers.
 
-    Where too few head servers answered to be sure that it is the newest, somebody has decided to take it for
-    that: the silent ones are given up, and servers that answer take their place.
+    `gives_up`: silent head servers are given up where the others are too few to write, and servers that
+    answer take their place. So they are where too few answered to be sure that what was found is the newest:
+    then somebody has decided to take it for that.
     """
     settings, body = found.body.settings, found.body
     heads, list_generation = tuple(body.head_servers), body.generation
-    if found.heard < found.needed:
+    if found.heard < (body.quorum if gives_up else found.needed):
         heads, list_generation = _other_heads(found, silent, roster), list_generation + 1
     elif new_keys and found.heard < body.quorum:
         raise NotEnoughServers("giving the file system new keys", found.heard, body.quorum)
@@ -158,7 +160,7 @@ async def rebuild(
                 nursery.start_soon(grid.history.recall, found.record)
                 making = (machine, grid.downloader, sealer, found.body, database, owner, plan.epoch)
                 nursery.start_soon(make_database, *making)
-                claim = await _claim(grid, keys.claim(state.epoch, state.mount_id), found)
+                claim = await _claim(grid, keys.claim(state.epoch, state.mount_id), plan.config.quorum)
             if claim is not None:
                 _note_claim(machine, sealer, database, state)
             options = MountOptions()
@@ -172,12 +174,15 @@ async def rebuild(
         raise cause from None
 
 
-async def _claim(grid: Grid, claim: HeadClaim, found: Found) -> Claim | None:
-    """Claim the next epoch; None where somebody has it already, which the journal looks into."""
-    answer = await grid.heads.claim(claim)
-    if answer.promises + answer.refused < found.needed:
-        raise NotEnoughServers("asking the head servers", answer.promises, found.needed)
-    return None if answer.refused else answer
+async def _claim(grid: Grid, claim: HeadClaim, quorum: int) -> Claim | None:
+    """Claim the next epoch; None where somebody has it already, which the journal looks into. Without a
+    quorum the machine that wrote last might go on."""
+    answer = await grid.heads.claim(claim, quorum)
+    if answer.refused:
+        return None
+    if answer.promises < quorum:
+        raise NotEnoughServers("taking over from another client", answer.promises, quorum)
+    return answer
 
 
 def _note_claim(machine: Machine, sealer: LocalSealer, database: str, claimed: HeadState) -> None:

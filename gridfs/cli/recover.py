@@ -78,8 +78,8 @@ async def _recover(
     found, silent = await find(clients, recovery)
     if found is None:
         raise _nothing(roster, silent, request)
-    if found.heard < found.needed and not request.accept_older:
-        raise CommandError(_unsure(found, silent, roster), GRID_UNREACHABLE)
+    if found.heard < found.body.quorum and not request.accept_older:
+        raise CommandError(_too_few(found, silent, roster), GRID_UNREACHABLE)
     print(f"found {_describe(found)}", flush=True)
     made = plan(
         found,
@@ -88,6 +88,7 @@ async def _recover(
         recovery,
         machine.entropy,
         new_keys=request.new_keys,
+        gives_up=request.accept_older,
         passphrase_command=request.passphrase_command,
     )
     # May ask on the terminal, and all wait for that: nothing else is to be done.
@@ -141,14 +142,19 @@ def _describe(found: Found) -> str:
     return f"record {record.epoch}.{record.sequence}{when}, {found.body.last} operations"
 
 
-def _unsure(found: Found, silent: Mapping[bytes, str], roster: Roster) -> str:
+def _too_few(found: Found, silent: Mapping[bytes, str], roster: Roster) -> str:
+    """Why head servers that are silent are in the way."""
     heads = found.body.head_servers
     away = [roster.name(server) for server in heads if server in silent or roster.get(server) is None]
     names = ", ".join(away[:6]) + (f" and {len(away) - 6} more" if len(away) > 6 else "")
-    return (
-        f"found {_describe(found)}, but there may be a newer state: {found.heard} of the {found.needed} head "
-        f"servers needed answer; silent: {names}; start them, or give up what they have with --accept-older"
-    )
+    heard, needed, quorum = found.heard, found.needed, found.body.quorum
+    if heard < needed:
+        why = f"but there may be a newer state: {heard} of the {needed} head servers needed answer"
+        ways = "start them, or give up what they have with --accept-older"
+    else:
+        why = f"the newest, but to go on from it {quorum} head servers are needed, and {heard} answer"
+        ways = "start them, or put others in their place with --accept-older"
+    return f"found {_describe(found)}, {why}; silent: {names}; {ways}"
 
 
 def _nothing(roster: Roster, silent: Mapping[bytes, str], request: RecoverRequest) -> CommandError:

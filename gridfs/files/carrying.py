@@ -91,7 +91,12 @@ class Carrying:
         return self._up_to.get(ino, 0) >= number
 
     def takes(self, ino: int, limit: int) -> bool:
-        """Whether a record with operations up to `limit` can carry what is new in this inode."""
+        """Whether a record with operations up to `limit` can carry what is new in this inode.
+
+        What is not new must be told by then: which bytes are in packs, and which were cut off.
+        """
+        if limit < self._dirty.taken_at:
+            return False
         pieces = list(self._new(ino))
         if len(pieces) > CARRIED_PIECES_MAX or any(piece.number > limit for piece in pieces):
             return False

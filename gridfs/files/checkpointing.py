@@ -9,7 +9,6 @@ later.
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import trio
@@ -17,7 +16,6 @@ import trio
 from gridfs.codec.pack import max_plaintext
 from gridfs.files.headstate import Base, HeadState
 from gridfs.files.log import OperationLog
-from gridfs.files.pause import Pause
 from gridfs.files.runs import RunIn, only_run, read_runs, store_runs
 from gridfs.grid.downloader import Downloader
 from gridfs.grid.errors import GridError
@@ -42,9 +40,6 @@ class CheckpointConfig:
     """Bytes of journal packs after which one is due: what a recovery has to read and replay."""
     retry_s: float = 30.0
     """Pause after one that failed."""
-    patience_s: float = 5.0
-    """How long one that is due waits for a moment when no operation waits for data; then changes are held up
-    until there is one, for as long at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,6 @@ class Checkpointer:
         uploader: Uploader,
         downloader: Downloader,
         state: HeadState,
-        pause: Pause,
         config: CheckpointConfig,
     ) -> None:
         self._machine = machine
@@ -78,12 +72,7 @@ class Checkpointer:
         self._uploader = uploader
         self._downloader = downloader
         self._state = state
-        self._pause = pause
         self._config = config
-        self._held = ExitStack()
-        self._due_since: float | None = None
-        self.presses = False
-        """Changes are held up until one can begin."""
         self._snapshot: Snapshot | None = None
         self._begun = trio.Event()
         self._not_before = -1.0
@@ -98,26 +87,8 @@ class Checkpointer:
             return False
         return base.journal_bytes >= self._config.journal_bytes or len(base.journals) >= JOURNAL_PACKS_MAX
 
-    def press(self) -> None:
-        """One is due, and just now it cannot begin. Who waits too long has changes held up for a while."""
-        now, patience = trio.current_time(), self._config.patience_s
-        if self._due_since is None:
-            self._due_since = now
-        elif now >= self._due_since + 2 * patience:
-            self.relax()
-        elif now >= self._due_since + patience and not self.presses:
-            self._held.enter_context(self._pause.held())
-            self.presses = True
-
-    def relax(self) -> None:
-        """Let changes go on."""
-        self._held.close()
-        self.presses = False
-        self._due_since = None
-
     def begin(self) -> None:
         """Take the snapshot, at a moment when every operation may be shipped."""
-        self.relax()
         self._snapshot = self._log.begin_checkpoint()
         self._begun.set()
 
@@ -138,7 +109,6 @@ class Checkpointer:
                 finally:
                     self._close()
         finally:
-            self.relax()
             self._close()
 
     def _close(self) -> None:

@@ -11,8 +11,17 @@ from collections.abc import Iterable
 import trio
 
 from gridfs.files.log import OperationLog
-from gridfs.files.overlay import Overlay, Piece, Source
-from gridfs.meta.operations import Clone, Commit, Drop, Operation, SetAttributes, Together, Write
+from gridfs.files.overlay import Gone, Overlay, Piece, Source
+from gridfs.meta.operations import (
+    Clone,
+    Commit,
+    Drop,
+    Operation,
+    Rename,
+    SetAttributes,
+    Together,
+    Write,
+)
 from storage.errors import Exhausted
 
 FILE_END = 1 << 63
@@ -31,6 +40,8 @@ class DirtyData:
         self.since: dict[int, float] = {}
         """Inode -> time since when it has been dirty, in the order of that time."""
         self.waiting = 0
+        self.taken_at = 0
+        """Number of the last operation that took bytes away: a Commit, a truncate, a Drop."""
 
     # ---- reading
 
@@ -99,15 +110,28 @@ class DirtyData:
     def truncated(self, ino: int, size: int) -> None:
         overlay = self._overlays.get(ino)
         if overlay is not None:
-            self._retire(overlay.truncate(size))
-            self._forget_if_clean(ino, overlay)
+            self._take(ino, overlay, overlay.truncate(size))
 
     def committed(self, ino: int, start: int, end: int, frozen: int) -> None:
         """Data of this range up to the number `frozen` is in packs now."""
         overlay = self._overlays.get(ino)
         if overlay is not None:
-            self._retire(overlay.retire(start, end, frozen))
-            self._forget_if_clean(ino, overlay)
+            self._take(ino, overlay, overlay.retire(start, end, frozen))
+
+    def renamed(self, number: int, inodes: Iterable[int]) -> None:
+        """Operation `number` gave these inodes the names of others. It never stays without their data (see
+        `require_order`): or else, when power is lost, neither the old nor the new would be left."""
+        if any(ino in self._overlays for ino in inodes):
+            self._log.order(number)
+
+    async def require_order(self, inodes: Iterable[int]) -> None:
+        """Wait until the spool keeps the data of these inodes wherever it keeps the next operation."""
+        while not all(
+            self._spool.is_kept_before(piece.source, piece.number)
+            for ino in inodes
+            for piece in self.pieces(ino, 0, FILE_END)
+        ):
+            await self._spool.sync()
 
     def dropped(self, ino: int) -> None:
         self.truncated(ino, 0)
@@ -131,6 +155,8 @@ class DirtyData:
                 self.dropped(ino)
             case Clone(ino=ino, source=copied):
                 self.cloned(copied, ino)
+            case Rename(ino=ino, replaced=other, exchange=exchange) if other:
+                self.renamed(number, [ino, other] if exchange else [ino])
             case Together(parts=parts):
                 for part in parts:
                     self.replay(number, part, None, 0)
@@ -141,7 +167,10 @@ class DirtyData:
         for source, size in gone:
             self._spool.retire(source, size)
 
-    def _forget_if_clean(self, ino: int, overlay: Overlay) -> None:
+    def _take(self, ino: int, overlay: Overlay, gone: Iterable[Gone]) -> None:
+        """The operation just made took these bytes away."""
+        self.taken_at = self._log.number
+        self._retire(gone)
         if overlay.empty:
             del self._overlays[ino]
             self.touched.pop(ino, None)

@@ -218,10 +218,22 @@ class FileSystem:
     def release_directory(self, handle: int) -> None:
         self.namespace.closed(self._directories.pop(handle).ino)
 
+    async def require_order(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
+        """For a rename, right before it: data of what takes another's place gets ahead of it on the disk.
+
+        Raises OSError where the disk fails.
+        """
+        find = self._log.metadata.lookup
+        inodes = [find(parent, name), find(new_parent, new_name)]
+        if None not in inodes:
+            await self._dirty.require_order([ino for ino in inodes if ino is not None])
+        await self.pause.over()
+
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """Like rename(2). A name that replaces another leaves this machine only after its data."""
         self.require_writable()
         number, inodes = self.namespace.rename(parent, name, new_parent, new_name, flags)
+        self._dirty.renamed(number, inodes)
         for ino in inodes:
             self._journal.hold(number, ino)
 

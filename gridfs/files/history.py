@@ -17,7 +17,7 @@ from gridfs.grid.downloader import Downloader
 from gridfs.grid.heads import HeadServers
 from gridfs.meta.records import CarriedData, HeadBody, JournalBody, decode_journal, open_head
 from storage.errors import Corrupt
-from storage.format.head import HeadRecord, fits
+from storage.format.head import GENESIS, HeadRecord, fits
 
 JOURNAL_BYTES_AT_ONCE = 16 << 20
 """Bytes of journal packs that are read in one round trip."""
@@ -156,6 +156,17 @@ class History:
             bodies.append(self.body(record))
             previous = record.previous
         return [(body.last, data) for body in reversed(bodies) for data in body.data]
+
+    async def descends(self, newest: HeadRecord, ancestor: bytes) -> bool:
+        """Whether the record with the hash `ancestor` (or none: GENESIS) is one of those before `newest`, as
+        far as the head servers keep them."""
+        if ancestor == GENESIS:
+            return True
+        known = {record.record_hash(): record for record in await self._records(newest, self.body(newest))}
+        record: HeadRecord | None = newest
+        while record is not None and record.record_hash() != ancestor:
+            record = known.get(record.previous)
+        return record is not None
 
     async def _records(self, newest: HeadRecord, body: HeadBody) -> list[HeadRecord]:
         """All that the head servers keep; enough of them, that none which a quorum has can be missing."""

@@ -27,6 +27,7 @@ from gridfs.files.gathering import Gatherer
 from gridfs.files.headstate import CLIENT_SIZE, Base, HeadState
 from gridfs.files.history import BehindCheckpoint, History
 from gridfs.files.log import OperationLog
+from gridfs.files.lull import PATIENCE_S, Lull
 from gridfs.files.rebuilding import RebuildNeeded
 from gridfs.files.restoring import restore
 from gridfs.files.writer import Writer
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 GATHER_BYTES = 4 << 20
 """Operations and data in records since the newest journal pack: from here on they are gathered."""
+SHORT_PATIENCE_S = 0.5
+"""How long somebody waits behind operations that wait for data, before changes are held up for him."""
 
 
 class TakenOver(Exception):
@@ -109,6 +112,7 @@ class Journal:
         writer: Writer,
         uploader: Uploader,
         checkpointer: Checkpointer,
+        lull: Lull,
         heads: HeadServers,
         history: History,
         keys: HeadKeys,
@@ -120,21 +124,24 @@ class Journal:
         self._dirty = dirty
         self._writer = writer
         self._checkpointer = checkpointer
+        self._lull = lull
         self._heads = heads
         self._history = history
         self._keys = keys
         self._config = config
         self._name = keys.log
         self._wanted = 0
-        self._is_begin_wanted = False
         self._wake = trio.Event()
         self._progress = trio.Event()
         self._carrying = Carrying(log, dirty, writer)
-        self._barriers = Barriers(log, writer, self._carrying)
+        self._barriers = Barriers(log, dirty, writer, self._carrying)
         self._gatherer = Gatherer(machine, log, uploader, state, config.k, config.n)
         self._record_bytes = 0
         self._begins = True
         """The next record stands for itself."""
+        self._is_ours = False
+        """W head servers have a record of this epoch. Before, one that too few took in an epoch before may
+        still be found by the next client, so nothing counts as shipped that does not know of it."""
         self._is_settled = False
         """What the newest record knows is here, data included."""
         self._draft: _Draft | None = None
@@ -164,13 +171,24 @@ class Journal:
         """Claim an epoch of our own. Returns with `enough` answers, the quorum or not.
 
         `early`: what was promised already, to the epoch and run in the state, for a folder in the making, in
-        which nothing is its own. Raises NotEnoughServers with fewer answers, TakenOver if the newest record
-        is another client's, RebuildNeeded where this machine's metadata cannot be brought up to date.
+        which nothing is its own. Raises NotEnoughServers with fewer answers, or without the quorum where
+        another client wrote last: it may go on until a quorum has promised us the epoch. TakenOver if the
+        newest record is another's, RebuildNeeded where this machine's metadata cannot be brought up to date.
         """
-        was_new, knows = self.state.is_new, frozenset(self.state.runs)
-        if early is not None:
-            await self._promised(early, True, knows)
-            return
+        was_new, knows = self.state.is_new or early is not None, frozenset(self.state.runs)
+        claim = early or await self._claim_epoch(enough, was_new, knows)
+        quorum = self._config.quorum
+        if claim.newest is not None and not self._is_known(claim.newest, knows) and claim.promises < quorum:
+            mine = self._keys.claim(self.state.epoch, self.state.mount_id)
+            claim = await self._heads.claim(mine, quorum)  # those that were only late are waited for
+            if claim.promises < quorum:
+                raise NotEnoughServers("taking over from another client", claim.promises, quorum)
+        await self._adopt(claim, was_new, knows)
+        self._barriers.hold_again(self.state.shipped)
+        self.claimed = claim.promises >= quorum
+        self._begins = True
+
+    async def _claim_epoch(self, enough: int, was_new: bool, knows: frozenset[bytes]) -> Claim:
         if not was_new:
             await self._look_first(knows)
         self.state.begin_run(self._machine.entropy.token(16))
@@ -186,17 +204,9 @@ class Journal:
             if claim.promises + claim.refused < enough:
                 raise NotEnoughServers("asking the head servers", claim.promises, enough)
             if not claim.refused:
-                break
+                return claim
             await self._check_keys()
             epoch, step = epoch + step, step * 2
-        await self._promised(claim, was_new, knows)
-
-    async def _promised(self, claim: Claim, was_new: bool, knows: frozenset[bytes]) -> None:
-        """Our epoch is promised."""
-        await self._adopt(claim, was_new, knows)
-        self._barriers.hold_again(self.state.shipped)
-        self.claimed = claim.promises >= self._config.quorum
-        self._begins = True
 
     async def _look_first(self, knows: frozenset[bytes]) -> None:
         """Before anything is claimed: this mount may have to give way, and must not shut the other out."""
@@ -204,9 +214,13 @@ class Journal:
         shown = [standing.newest for standing in await self._heads.look()]
         genuine = [record for record in shown if record is not None and is_genuine(record)]
         newest = max(genuine, key=lambda record: record.stamp, default=None)
-        if newest is None or newest.sequence < self.state.sequence or self._is_known(newest, knows):
+        if newest is None or self._is_known(newest, knows):
             return
-        self._check_stranger(newest, self._history.body(newest))
+        if newest.sequence >= self.state.sequence or not self._is_of_this_client(newest):
+            self._check_stranger(newest, self._history.body(newest))
+
+    def _is_of_this_client(self, record: HeadRecord) -> bool:
+        return record.mount_id[:CLIENT_SIZE] == self.state.client
 
     def _is_known(self, newest: HeadRecord, knows: frozenset[bytes]) -> bool:
         return newest.record_hash() == self.state.previous or newest.mount_id in knows
@@ -231,10 +245,13 @@ class Journal:
         body = self._history.body(newest)
         is_latest = newest.record_hash() == state.previous
         is_known = self._is_known(newest, knows)
-        if newest.sequence < state.sequence:
+        if newest.sequence < state.sequence and self._is_of_this_client(newest):
             return  # those who answered have older records than W servers took from us
         if not is_known and not was_new:
             self._check_stranger(newest, body)
+            if not await self._history.descends(newest, state.previous):
+                reason = "nothing proves that the grid goes on from what this machine has"
+                raise self._rebuild_needed(reason, newest, body, keeps_spool=False)
         is_ahead = body.last > self._log.number
         carried = [] if is_latest and self._is_settled else await self._history.carried(newest)
         if is_ahead:
@@ -255,17 +272,19 @@ class Journal:
 
     def _check_stranger(self, newest: HeadRecord, body: HeadBody) -> None:
         """The newest record is of no run of this folder: of another client, or of a copy of this folder that
-        went on after the copy was made. Then only what the grid has is certain here: what was shipped.
+        went on after the copy was made. Then only what the grid has is certain here: what was shipped. Data
+        that never got out would come back into files with which the other one has gone on since.
         """
-        own = self._log.number - self.state.shipped
-        if newest.mount_id[:CLIENT_SIZE] != self.state.client and not self._config.takes_over:
-            rest = f"; {own} operations here are not in the grid (gridfs spool export)" if own else ""
+        own, own_bytes = max(0, self._log.number - self.state.shipped), self._dirty.bytes
+        held = f"{own} operations and {own_bytes} bytes" if own or own_bytes else ""
+        if not self._is_of_this_client(newest) and not self._config.takes_over:
+            rest = f"; {held} here are not in the grid (gridfs spool export)" if held else ""
             raise TakenOver(
                 "another client has written this file system since it was last mounted here: "
                 f"mount with -o takeover to go on from what it wrote, and to shut it out{rest}"
             )
-        if own:
-            reason = f"the grid has another history, {own} operations of this machine are set aside"
+        if held:
+            reason = f"the grid has another history, {held} of this machine are set aside"
             raise self._rebuild_needed(reason, newest, body, keeps_spool=False)
 
     def _rebuild_needed(
@@ -297,7 +316,8 @@ class Journal:
         Little data travels in the record itself, more is stored in packs first. Raises TakenOver.
         """
         self._check_owner()
-        if self.state.shipped >= number and self._barriers.is_safe(ino, number):
+        safe_from = self._barriers.safe_from(ino, number)
+        if safe_from is not None and self._is_shipped(max(number, safe_from)):
             return
         if self._carrying.takes(ino, self._log.number):
             want = self._carrying.want(ino, number)
@@ -314,7 +334,7 @@ class Journal:
 
         Raises TakenOver when another mount has taken the file system.
         """
-        while self.state.shipped < number:
+        while not self._is_shipped(number):
             self._check_owner()
             self._wanted = max(self._wanted, number)
             self._wake.set()
@@ -325,15 +345,22 @@ class Journal:
 
         From then on nothing depends on what earlier epochs, or keys, have written there. Raises TakenOver.
         """
-        while self._begins:
+        while not self._is_ours:
             self._check_owner()
-            self._is_begin_wanted = True
+            self._wanted = max(self._wanted, 1)
             self._wake.set()
             await self._progress.wait()
+
+    def _is_shipped(self, number: int) -> bool:
+        return number == 0 or (self._is_ours and self.state.shipped >= number)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Ship until cancelled, or until another mount took over; failures are retried for ever."""
         task_status.started()
+        with self._lull:
+            await self._ship_all()
+
+    async def _ship_all(self) -> None:
         delay = self._config.retry_s
         while self.taken_over is None:
             try:
@@ -346,7 +373,7 @@ class Journal:
                 self._writer.halt(error)
                 logger.error("this mount lost the file system to another one: %s", error)
             except (GridError, StorageError, OSError) as error:
-                self._checkpointer.relax()
+                self._lull.end()
                 # A head server may have been away when the epoch was claimed: then it knows nothing of it.
                 self.claimed = False
                 if isinstance(error, Conflict) and not self._contested:
@@ -365,29 +392,33 @@ class Journal:
 
     async def _turn(self) -> None:
         """Wait until something is to be shipped, and ship it."""
-        if not self._is_wanted and not self._checkpointer.presses:
+        if not (self._is_wanted or self._barriers.is_crowded or self._lull.is_forced):
             await self._sleep()
         limit = self._barriers.limit()
         if limit < self._log.number:
-            self._barriers.push()
-        is_wanted = self._carrying.is_wanted or self._must_begin
+            self._barriers.push(limit)
+        is_wanted = self._carrying.is_wanted or self._is_asked
         if self._draft is not None or limit > self.state.shipped or is_wanted:
             await self._ship()
         elif limit < self._log.number:
-            await self._writer.progressed()  # held back by data that is on its way
-        if self._checkpointer.is_due(self.base):
-            if self._barriers.limit() == self._log.number:
-                self._checkpointer.begin()
-            else:
-                self._checkpointer.press()
+            with trio.move_on_after(self._config.ship_every_s):
+                await self._writer.progressed()  # held back by data that is on its way
+        is_still, is_due = self._barriers.limit() == self._log.number, self._checkpointer.is_due(self.base)
+        if is_still and is_due:
+            self._checkpointer.begin()
+        if not is_still and (is_due or self._barriers.is_crowded):
+            self._lull.want(SHORT_PATIENCE_S if self._is_wanted else PATIENCE_S)
+        else:
+            self._lull.end()
 
     @property
     def _is_wanted(self) -> bool:
-        return self._wanted > self.state.shipped or self._carrying.is_wanted or self._must_begin
+        return self._wanted > self.state.shipped or self._carrying.is_wanted or self._is_asked
 
     @property
-    def _must_begin(self) -> bool:
-        return self._begins and self._is_begin_wanted
+    def _is_asked(self) -> bool:
+        """Whether somebody waits for the first record of this epoch."""
+        return not self._is_ours and self._wanted > 0
 
     async def _sleep(self) -> None:
         """Until somebody waits for a record, or operations nobody waits for are due."""
@@ -417,11 +448,12 @@ class Journal:
             return
         await self._heads.append(draft.record, self._config.quorum)
         self._draft = None
+        self._is_ours = True
         state.sequence = draft.record.sequence
         state.previous = draft.record.record_hash()
         state.shipped = max(state.shipped, draft.last)
         state.runs = [state.mount_id]
-        self._begins = self._is_begin_wanted = False
+        self._begins = False
         self._carrying.landed(draft.picked)
         self._count(draft.size)
         emptied = draft.gathered > state.emptied

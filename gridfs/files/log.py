@@ -1,4 +1,4 @@
-"""The operation log: every change takes its number here, goes to the spool, then into the metadata.
+"""The operation log: every change takes its number here, goes into the metadata, then to the spool.
 
 One call of `record` is atomic between awaits: number, spool record and metadata change go together, so
 whoever looks afterwards sees all of it or none. Metadata transactions hold many operations; a killed
@@ -18,7 +18,7 @@ from gridfs.files.spool import Replayed, Spool
 from gridfs.meta.checkpoints import Snapshot
 from gridfs.meta.operations import Operation, decode, encode
 from gridfs.meta.store import Metadata, checkpoint_on_own_connection
-from storage.errors import Exhausted, Unavailable
+from storage.errors import Exhausted, StorageError, Unavailable
 from storage.ports import Buffer, Machine
 
 logger = logging.getLogger(__name__)
@@ -50,14 +50,11 @@ class OperationLog:
         self.number = metadata.applied
         self._committed = metadata.applied
         self._pending = 0
+        self._ordered = 0
+        self._in_order = 0
+        """Everything up to here is in the metadata or durable in the spool."""
         self._wake = trio.Event()
         self._durable_wanted = trio.Event()
-        self._committing = trio.Lock()
-        """Held while the metadata are made durable: nothing is committed then that the spool lacks."""
-        self.names_waiting = 0
-        """Operations that gave a name to data which are not in the grid yet; see `barriers`."""
-        self.names_held = 0
-        """All of them since the start."""
         self.room_freed = trio.Event()
         """Set and replaced whenever slots of the spool became free."""
 
@@ -70,22 +67,32 @@ class OperationLog:
 
     def start(self) -> None:
         """Replay is over: commit it."""
-        self.metadata.commit()
-        self._committed = self.number
+        self.commit()
 
     def record(self, operation: Operation, data: Buffer = b"", phase: int = 0) -> tuple[int, Source]:
-        """Append and apply one operation; acknowledged when this returns.
+        """Apply and append one operation; acknowledged when this returns.
 
-        Raises OSError (disk) or Exhausted (spool) with nothing changed.
+        Raises OSError or Unavailable (disk) or Exhausted (spool) with nothing changed.
         """
         number = self.number + 1
-        source = self.spool.append(number, encode(operation), data, phase)
-        self.number = number
+        # What the spool has is done, whatever happens then; what the metadata has can be taken back.
         self.metadata.apply(number, operation)
+        try:
+            source = self.spool.append(number, encode(operation), data, phase)
+        except BaseException:
+            self._revoke(number)
+            raise
+        self.number = number
         self._pending += 1
         if self._pending == 1 or self._pending >= self._config.operations_max:
             self._wake.set()
         return number, source
+
+    def _revoke(self, number: int) -> None:
+        try:
+            self.metadata.revoke(number)
+        except StorageError as error:
+            logger.error("the metadata cannot be read, and is brought back as soon as it can: %s", error)
 
     def adopt(self, number: int, encoded: bytes) -> Operation:
         """Apply an operation of this file system that the grid has and this machine lacks."""
@@ -101,8 +108,29 @@ class OperationLog:
         self.commit()
         return snapshot
 
+    def order(self, number: int) -> None:
+        """Operation `number`, and what comes after it, stays only where everything before it does.
+
+        The loss of power may leave the metadata, which has no data, without what lay in the spool. So from
+        here on nothing is committed until the spool is durable.
+        """
+        self._ordered = number
+
     def commit(self) -> None:
-        """End the metadata transaction now."""
+        """End the metadata transaction now, unless the spool must be durable first."""
+        if self._ordered > self._in_order:
+            return
+        self._commit()
+
+    async def commit_in_order(self) -> None:
+        """End the metadata transaction, once the spool is durable where it must be. Raises OSError too."""
+        while self._ordered > self._in_order:
+            number = self.number
+            await self.spool.sync()
+            self._in_order = number
+        self._commit()
+
+    def _commit(self) -> None:
         if self.metadata.in_transaction:
             self.metadata.commit()
         self._committed = self.number
@@ -123,8 +151,7 @@ class OperationLog:
                 await self._guarded(self._turn)
 
     async def _turn(self) -> None:
-        async with self._committing:
-            self.commit()
+        await self.commit_in_order()
         self.reclaim()
         while self.metadata.work(2000):
             await trio.lowlevel.checkpoint()
@@ -143,7 +170,7 @@ class OperationLog:
         if self.spool.reclaim(self.spool.durable):
             self.room_freed.set()
             self.room_freed = trio.Event()
-        if self.spool.oldest_wanted is not None:
+        if self.spool.is_oldest_wanted:
             self._durable_wanted.set()
 
     async def _keep_durable(self) -> None:
@@ -155,9 +182,12 @@ class OperationLog:
 
     async def make_durable(self) -> None:
         """Everything recorded so far is durable in the metadata when this returns."""
-        upto = self.number
+        await self.commit_in_order()
+        upto = self._committed
         if upto > self.spool.durable and not await self._checkpoint():
             return  # somebody reads an old snapshot: the next turn tries again
+        if self.spool.wants_sync:
+            await self.spool.sync()
         if self.spool.reclaim(upto):
             self.room_freed.set()
             self.room_freed = trio.Event()
@@ -167,20 +197,12 @@ class OperationLog:
 
         Raises Unavailable where somebody else reads the database just then; nobody does while mounting.
         """
+        await self.commit_in_order()
         if not await self._checkpoint():
             raise Unavailable("the metadata database is in use by somebody else")
 
     async def _checkpoint(self) -> bool:
-        """A name that took another's place must not outlive the loss of power without its data: where the
-        grid has not got these yet, the spool is made durable before the metadata."""
-        async with self._committing:
-            while self.names_waiting:
-                held = self.names_held
-                await self.spool.sync()
-                if self.names_held == held:
-                    break
-            self.commit()
-            if self._machine.disk.sqlite_vfs is None:
-                return await self._machine.offload.run(checkpoint_on_own_connection, self._database)
-            # Such a disk has no shared memory for a second connection.
-            return self.metadata.make_durable()
+        if self._machine.disk.sqlite_vfs is None:
+            return await self._machine.offload.run(checkpoint_on_own_connection, self._database)
+        # Such a disk has no shared memory for a second connection.
+        return self.metadata.make_durable()

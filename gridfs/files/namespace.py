@@ -8,6 +8,7 @@ errno that Linux gives, in its order of precedence.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from gridfs.meta.operations import (
     Unlink,
 )
 from gridfs.meta.rows import ROOT, Entry, Inode, Listed
+from storage.errors import Exhausted, Unavailable
+
+logger = logging.getLogger(__name__)
 
 NAME_MAX = 255
 TARGET_MAX = 4095
@@ -388,11 +392,18 @@ class Namespace:
         return ino in self._open
 
     def drop_if_unused(self, ino: int) -> bool:
-        """Drop an inode that has no name and no handle; returns whether it went."""
-        inode = self._metadata.inode(ino)
-        if inode is None or inode.nlink > 0 or ino in self._open:
+        """Drop an inode that has no name and no handle; returns whether it went.
+
+        Where the disk refuses, it stays until the next mount: what took its name is done and told already.
+        """
+        try:
+            inode = self._metadata.inode(ino)
+            if inode is None or inode.nlink > 0 or ino in self._open:
+                return False
+            self._log.record(Drop(ino))
+        except (OSError, Exhausted, Unavailable) as error:
+            logger.error("inode %d, which has no name any more, is dropped later: %s", ino, error)
             return False
-        self._log.record(Drop(ino))
         self._contents.dropped(ino)
         self.access.forget(ino)
         return True

@@ -44,6 +44,10 @@ ASIDE = ".spool.aside-"
 """In the name of a slot that was set aside, behind its index."""
 OPERATION_MAX = 16 << 20
 DATA_MAX = 16 << 20
+SMALL_MAX = 4096
+"""Bytes that a record without data may take that is called small: names, and not much else."""
+SLOT_BYTES_MIN = 4 << 20
+SLOT_BYTES_MAX = 32 << 20
 SLOTS_MIN = 4
 """Slots that a spool may have however small its bound, or the room on its disk."""
 SPARE_SLOTS_MAX = 4
@@ -81,6 +85,11 @@ class _Slot:
     last: int = 0
     synced: int = 0
     """Number of the last record that is known to be durable here."""
+    promised: bool = False
+    """Whether some of its data was made durable, and may have been promised to be: by this process, or by
+    one before it. Such a slot goes only when what took its data's place is durable, too."""
+    taken_at: int = 0
+    """Number of the last operation that took data of a promised slot away."""
     data: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Start of a record's data in the slot -> (bytes of plaintext, phase)."""
 
@@ -102,7 +111,7 @@ class Spool:
         self._disk = machine.disk
         self._directory = directory
         self._key = key
-        self.slot_bytes = max(4 << 20, min(32 << 20, limit_bytes // 8))
+        self.slot_bytes = max(SLOT_BYTES_MIN, min(SLOT_BYTES_MAX, limit_bytes // 8))
         self.slots_max = max(SLOTS_MIN, limit_bytes // self.slot_bytes)
         self._slots: deque[_Slot] = deque()
         self._by_index: dict[int, _Slot] = {}
@@ -115,6 +124,8 @@ class Spool:
         self.live_bytes = 0
         self.durable = 0
         self.last = 0
+        self._synced = 0
+        """Every record up to this number is known to be durable here."""
 
     # ---- opening
 
@@ -159,6 +170,7 @@ class Spool:
             self._generation = slot.generation
             self._slots.append(slot)
             self._by_index[slot.index] = slot
+            slot.promised = True
             for record in self._replay_slot(slot):
                 self.last = record.number
                 yield record
@@ -242,7 +254,11 @@ class Spool:
                 seal(_nonce(at + position), view[done : done + step], None, out[position:sealed_end])
                 done += step
                 position = sealed_end
-        slot.file.write_at([out], at)
+        try:
+            slot.file.write_at([out], at)
+        except OSError:
+            self._give_up(slot)
+            raise
         slot.end = at + total
         slot.first = slot.first or number
         slot.last = self.last = number
@@ -252,6 +268,14 @@ class Spool:
             slot.live += length
             self.live_bytes += length
         return source
+
+    def _give_up(self, slot: _Slot) -> None:
+        """A write failed, and the disk may have a part of it: nothing else is sealed for that place."""
+        self._began = -1
+        if not slot.first:
+            self._slots.pop()
+            del self._by_index[slot.index]
+            self._spare.append((slot.index, slot.file))
 
     def room(self, size: int, reserve: int = 1) -> bool:
         """Whether `size` bytes of data fit while `reserve` slots stay free for other operations."""
@@ -288,7 +312,11 @@ class Spool:
         salt = self._machine.entropy.token(16)
         generation = self._generation + 1
         previous = self.last if self._slots else 0
-        file.write_at([SLOT_HEADER.pack(SLOT_MAGIC, VERSION, generation, salt, previous, number)], 0)
+        try:
+            file.write_at([SLOT_HEADER.pack(SLOT_MAGIC, VERSION, generation, salt, previous, number)], 0)
+        except OSError:
+            self._spare.append((index, file))
+            raise
         self._generation = self._began = generation
         slot = _Slot(index, generation, file, self._cipher(salt), previous, number)
         self._slots.append(slot)
@@ -380,6 +408,8 @@ class Spool:
         slot = self._by_index[source.slot]
         slot.live -= size
         self.live_bytes -= size
+        if slot.promised:
+            slot.taken_at = self.last
         assert slot.live >= 0, (slot.index, slot.live)
 
     def reclaim(self, durable: int) -> int:
@@ -391,8 +421,7 @@ class Spool:
         freed = 0
         while self._slots:
             slot = self._slots[0]
-            needed = slot.live or slot.pins or slot.last > self.durable
-            if needed or slot.generation == self._began:
+            if slot.live or slot.pins or self._is_wanted(slot) or slot.generation == self._began:
                 break
             # Oldest first, and before its number is forgotten: a slot that is no longer needed must not
             # be replayed, and what is left on disk must always be one suffix of the log.
@@ -407,15 +436,29 @@ class Spool:
                 self._disk.remove(self._path(slot.index))
         return freed
 
+    def _is_wanted(self, slot: _Slot) -> bool:
+        """Whether a slot without data must stay until more is durable: metadata, or the spool itself."""
+        return max(slot.last, slot.taken_at) > self.durable or slot.taken_at > self._synced
+
     @property
-    def oldest_wanted(self) -> int | None:
-        """Newest number in the oldest slot if only metadata keeps it: make this durable to free it."""
+    def is_oldest_wanted(self) -> bool:
+        """Whether the oldest slot would go if metadata and, where `wants_sync`, the spool were durable."""
         if not self._slots:
-            return None
+            return False
         slot = self._slots[0]
-        if slot.live or slot.pins or slot.generation == self._began or slot.last <= self.durable:
-            return None
-        return slot.last
+        return not (slot.live or slot.pins or slot.generation == self._began) and self._is_wanted(slot)
+
+    @property
+    def wants_sync(self) -> bool:
+        return self.is_oldest_wanted and self._slots[0].taken_at > self._synced
+
+    def is_kept_before(self, source: Source, number: int) -> bool:
+        """Whether the data at `source`, of operation `number`, is on the disk for certain where the next
+        (small) record is: it is durable, or that record will be behind it in the same slot."""
+        slot, last = self._by_index[source.slot], self._slots[-1]
+        if number <= slot.synced:
+            return True
+        return slot is last and last.generation == self._began and last.end + SMALL_MAX <= self.slot_bytes
 
     @property
     def used(self) -> float:
@@ -428,6 +471,7 @@ class Spool:
 
     async def sync(self) -> None:
         """Every record appended before the call is durable when this returns. Raises OSError."""
+        number = self.last
         slots = [(slot, slot.last) for slot in self._slots if slot.last > slot.synced]
         new_names, self._has_new_names = self._has_new_names, False
         for slot, _ in slots:
@@ -442,6 +486,8 @@ class Spool:
                 slot.pins -= 1
         for slot, last in slots:
             slot.synced = max(slot.synced, last)
+            slot.promised = True
+        self._synced = max(self._synced, number)
 
     def _sync_files(self, files: list[File], new_names: bool) -> None:
         for file in files:

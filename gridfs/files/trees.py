@@ -196,10 +196,7 @@ class Trees:
         task_status.started()
         while not self._ending:
             self._wake = self._namespace.tree_detached = trio.Event()
-            left = False
-            for root in self._metadata.detached():
-                if root not in self._building:
-                    left = not await self._clear(root) or left
+            left = not await self._clear_all()
             with trio.move_on_after(self._config.retry_s if left else float("inf")):
                 await self._wake.wait()
 
@@ -208,13 +205,17 @@ class Trees:
         self._ending = True
         self._wake.set()
 
-    async def _clear(self, root: int) -> bool:
-        """Whether it is gone with all below it. What is open in it stays until it is closed."""
+    async def _clear_all(self) -> bool:
+        """Whether all are gone with what lies in them. What is open stays until it is closed."""
         try:
-            return await self._empty(root) and self._drop(root)
+            gone = True
+            for root in self._metadata.detached():
+                if root not in self._building:
+                    gone = await self._empty(root) and self._drop(root) and gone
         except (Exhausted, Unavailable, OSError) as error:
             logger.error("a tree without a name is cleared away later: %s", error)
             return False
+        return gone
 
     async def _empty(self, root: int) -> bool:
         path = [(0, b"", root)]

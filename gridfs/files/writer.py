@@ -38,7 +38,7 @@ from gridfs.grid.errors import GridError
 from gridfs.grid.uploader import Receipt, Uploader
 from gridfs.meta.operations import KIND_DATA, Commit, ExtentRecord, PackRecord
 from gridfs.meta.store import key_hash
-from storage.errors import Exhausted, StorageError
+from storage.errors import Corrupt, Exhausted, StorageError, Unavailable
 from storage.ports import Machine
 
 logger = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ class Writer:
                     for piece in run.pieces:
                         self._log.spool.unpin(piece.source)
             self._set_aside(flight, unread)
-            flight.pack = self._known(key)
+            flight.pack = await self._looked_up(key)
             sealed = None
             if flight.pack is None and flight.runs:
                 sealed = await self._machine.offload.run(self._seal, flight, key)
@@ -279,6 +279,14 @@ class Writer:
             _, runs = self._unreadable.pop(ino)
             self._freezer.let_go(runs)
             self._wake.set()
+
+    async def _looked_up(self, key: bytes | None) -> PackRecord | None:
+        """`_known`, where a local disk that refuses is waited for."""
+        while True:
+            try:
+                return self._known(key)
+            except (OSError, Corrupt, Unavailable) as error:
+                await self._disk_refused("the metadata cannot be read", error)
 
     def _known(self, key: bytes | None) -> PackRecord | None:
         """The pack that holds exactly this content already, if there is one (convergence)."""
@@ -371,11 +379,15 @@ class Writer:
         while self._halted is None and self._flights and self._flights[0].pack is not None:
             try:
                 self._commit(self._flights[0])
-            except (OSError, Exhausted) as error:
-                logger.error("a commit waits for the local disk: %s", error)
-                self.trouble = str(error)
-                await trio.sleep(self._config.retry_s_max)
+            except (OSError, Exhausted, Unavailable) as error:
+                await self._disk_refused("a commit waits for the local disk", error)
         self._progress_made()
+
+    async def _disk_refused(self, what: str, error: Exception) -> None:
+        logger.error("%s: %s", what, error)
+        self.trouble = f"{what}: {error}"
+        await trio.sleep(self._config.retry_s_max)
+        self.trouble = None
 
     def _commit(self, flight: Flight) -> None:
         assert flight.pack is not None

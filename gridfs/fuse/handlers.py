@@ -228,6 +228,7 @@ class Handlers(pyfuse3.Operations):
         flags: int,
         ctx: object,
     ) -> None:
+        await self._files.require_order(parent_inode_old, name_old, parent_inode_new, name_new)
         with self._nameless.kept(parent_inode_new, name_new):
             self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 

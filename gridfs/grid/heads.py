@@ -22,6 +22,8 @@ from storage.headlog import HeadClaim, HeadRecord, HeadStanding
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 LOG_BYTES_MAX = 256 << 20
@@ -133,8 +135,8 @@ class HeadServers:
         return sorted(found.values(), key=lambda record: record.stamp)
 
     async def append(self, record: HeadRecord, quorum: int) -> None:
-        """Store a record on `quorum` servers. Raises Conflict if any says that a newer epoch exists,
-        NotEnoughServers if too few took it (it may be on some)."""
+        """Store a record on `quorum` servers. Raises Conflict if too few took it and any says that another
+        epoch is promised there, else NotEnoughServers (it may be on some). One that is behind is no veto."""
 
         async def ask(client: HeadClient) -> None:
             await client.head_append(self._log, record)
@@ -177,6 +179,10 @@ class HeadServers:
                 again = 2 * trio.current_time() - began if answers else began
                 nursery.cancel_scope.deadline = max(again, *open_until.values()) if open_until else again
 
+        def end_if_hopeless() -> None:
+            if conflicts and len(self.servers) - len(conflicts) - len(failed) < enough:
+                nursery.cancel_scope.cancel()
+
         async def one(server: ServerId) -> None:
             client = self._clients.get(server)
             if client is None:
@@ -187,14 +193,14 @@ class HeadServers:
                 answers.append(await ask(client))
             except Conflict as error:
                 conflicts.append(error)
-                nursery.cancel_scope.cancel()
-                return
+                end_if_hopeless()
             except StorageError as error:
                 failed.append(f"{self._roster.name(server)}: {error}")
                 if isinstance(error, Corrupt):
                     logger.warning("%s: %s", self._roster.name(server), error)
                     self.lied[server] = self.lied.get(server, 0) + 1
                 self._health.failed(server, trio.current_time())
+                end_if_hopeless()
             else:
                 waited_s = trio.current_time() - began
                 in_time = trio.current_time() <= open_until[server]
@@ -206,9 +212,9 @@ class HeadServers:
             for server in self.servers:
                 nursery.start_soon(one, server)
             look()
-        if conflicts:
-            raise conflicts[0]
         if len(answers) < enough:
+            if conflicts:
+                raise conflicts[0]
             raise NotEnoughServers(what, len(answers), enough, failed)
         if punctual_after is not None:
             for server in open_until:

@@ -7,14 +7,15 @@ the process dies: the spool replays it, and `apply` ignores numbers that are alr
 
 Failures: an operation that does not fit the state raises Corrupt and changes nothing. A commit that
 fails (disk full) leaves the transaction open and whole, to be tried again: SQLite rolls it back, and
-the steps since the last commit, which are kept for this, are made once more.
+the steps since the last commit, which are kept for this, are made once more. Where that fails too, every
+call tries it again before anything else, and raises what it raises: nobody sees a state without them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TypeVar
+from functools import partial, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import apsw
 
@@ -30,9 +31,8 @@ from gridfs.meta.outbox import Outbox
 from gridfs.meta.packs import Packs, key_hash
 from gridfs.meta.ranges import KeptPart
 from gridfs.meta.rows import ROOT, Entry, Extent, Garbage, Inode, Listed, Pack, Sealer, Totals
-from gridfs.meta.schema import State, checkpoint_on_own_connection, translated
+from gridfs.meta.schema import State, checkpoint_on_own_connection
 from gridfs.meta.tree import Tree
-from storage.errors import Corrupt
 
 __all__ = [
     "ROOT",
@@ -50,6 +50,24 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def _whole(
+    method: Callable[Concatenate[Metadata, P], T],
+) -> Callable[Concatenate[Metadata, P], T]:
+    """Let a method see the whole state, and raise storage errors instead of SQLite's."""
+
+    @wraps(method)
+    def call(self: Metadata, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            if self._lacks_steps:
+                self._redo()
+            return method(self, *args, **kwargs)
+        except apsw.Error as error:
+            raise schema.failure(error) from error
+
+    return call
 
 
 class Metadata:
@@ -72,7 +90,10 @@ class Metadata:
         self._checkpoints = Checkpoints(database)
         self._sealer = sealer
         self._steps: list[Callable[[], object]] = []
-        self._broken = False
+        """Makes the open transaction once more, from the last commit on."""
+        self._lacks_steps = False
+        """It was rolled back, and not all steps are made again yet."""
+        self._reserved = 0
         self._reload()
 
     @classmethod
@@ -124,10 +145,11 @@ class Metadata:
             database.close(True)
             raise
 
-    @translated
+    @_whole
     def close(self) -> None:
         """Idempotent. What was not committed is dropped; the spool has it."""
         self._steps.clear()
+        self._lacks_steps = False
         self._database.close()
 
     # Transactions
@@ -142,7 +164,7 @@ class Metadata:
         """Whether anything waits for `commit`."""
         return bool(self._steps)
 
-    @translated
+    @_whole
     def apply(self, number: int, operation: Operation) -> None:
         """Make one change within the open transaction; a number not above `applied` is ignored.
 
@@ -165,7 +187,7 @@ class Metadata:
         self._outbox.put(number, operation)
         self._state.applied = number
 
-    @translated
+    @_whole
     def commit(self) -> None:
         """End the transaction: atomic, and kept when the process dies; durable after a checkpoint.
 
@@ -183,14 +205,14 @@ class Metadata:
             raise
         self._steps.clear()
 
-    @translated
+    @_whole
     def make_durable(self) -> bool:
         """`checkpoint_on_own_connection` on this connection, in the loop; not inside a transaction."""
         if self._steps:
             raise RuntimeError("make_durable inside a transaction")
         return schema.checkpoint(self._database)
 
-    @translated
+    @_whole
     def work(self, limit_rows: int = 1000) -> bool:
         """Clear away up to `limit_rows` extents of cut and dropped bodies, in the open transaction.
 
@@ -200,10 +222,16 @@ class Metadata:
             return False
         return self._change(partial(self._bodies.work, limit_rows), partial(self.work, limit_rows))
 
+    @_whole
+    def revoke(self, number: int) -> None:
+        """Take back the operation that was applied last, `number`; nobody was told of it."""
+        assert self._steps
+        assert self._state.applied == number
+        self._steps.pop()
+        self._redo()
+
     def _change(self, step: Callable[[], T], again: Callable[[], object]) -> T:
         """Make one step of the open transaction, wholly or not at all; `again` makes it once more."""
-        if self._broken:
-            raise Corrupt("metadata could not be brought back after a failure: mount again")
         if not self._database.in_transaction:
             self._database.execute("BEGIN IMMEDIATE")
         before = self._database.total_changes()
@@ -225,49 +253,57 @@ class Metadata:
         self._outbox.forget()
 
     def _redo(self) -> None:
-        steps, self._steps = self._steps, []
-        reserved = self._state.next_inode
-        self._broken = True
+        """Go back to the last commit and make all steps again; where that fails, the next call does."""
+        if not self._lacks_steps:
+            self._reserved = self._state.next_inode
+        self._lacks_steps = True
+        steps = self._steps
         if self._database.in_transaction:
             self._database.execute("ROLLBACK")
         self._reload()
-        self._state.next_inode = max(self._state.next_inode, reserved)
-        self._broken = False
+        # Numbers are never given twice, also those that nothing was made for yet.
+        self._state.next_inode = max(self._state.next_inode, self._reserved)
+        self._lacks_steps = False
+        self._steps = []
         try:
             for step in steps:
                 step()
         except BaseException:
-            self._broken = True
+            self._steps = steps
+            self._lacks_steps = True
             raise
 
     # Inodes and names
 
+    @_whole
     def reserve_inode(self) -> int:
         """A number that no inode has had. If no Make is logged for it, it may come again after a crash."""
         ino = self._state.next_inode
         self._state.next_inode = ino + 1
         return ino
 
-    @translated
+    @_whole
     def inode(self, ino: int) -> Inode | None:
         return self._tree.inode(ino)
 
-    @translated
+    @_whole
     def lookup(self, parent: int, name: bytes) -> int | None:
         """The inode of a name, or None."""
         return self._tree.lookup(parent, name)
 
-    @translated
+    @_whole
     def parent_of(self, ino: int) -> int:
         """The directory in which a directory lies; the root's is the root. Raises Missing."""
         return self._tree.parent_of(ino)
 
-    @translated
     def path_of(self, ino: int) -> str:
         """Where an inode lies, for a person: one of its paths, or "inode N" where none is known."""
-        return self._tree.path_of(ino)
+        try:
+            return self._tree.path_of(ino)
+        except apsw.Error:
+            return f"inode {ino}"
 
-    @translated
+    @_whole
     def entries(self, parent: int, after_cookie: int = 0, limit: int = 1000) -> list[Entry]:
         """Up to `limit` entries whose cookie is above `after_cookie`, by cookie. No `.` and `..`.
 
@@ -275,7 +311,7 @@ class Metadata:
         """
         return self._tree.entries(parent, after_cookie, limit)
 
-    @translated
+    @_whole
     def listing(self, parent: int, after_cookie: int = 0, limit: int = 1000) -> list[Listed]:
         """Like `entries`, each with its inode."""
         return self._tree.listing(parent, after_cookie, limit)
@@ -285,25 +321,25 @@ class Metadata:
         """The highest cookie given so far: a listing that stops there ends, whatever is created meanwhile."""
         return self._state.next_cookie - 1
 
-    @translated
+    @_whole
     def has_entries(self, parent: int) -> bool:
         return self._tree.has_entries(parent)
 
-    @translated
+    @_whole
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         return self._tree.xattr(ino, name)
 
-    @translated
+    @_whole
     def xattrs(self, ino: int) -> list[bytes]:
         """Names of an inode's extended attributes, sorted."""
         return self._tree.xattrs(ino)
 
-    @translated
+    @_whole
     def orphans(self) -> list[int]:
         """Inodes without a name, which a Drop ends; ascending."""
         return self._tree.orphans()
 
-    @translated
+    @_whole
     def detached(self) -> list[int]:
         """Directories that nobody sees, with all that lies in them: clones that were not finished, and
         snapshots that were deleted; ascending."""
@@ -311,26 +347,26 @@ class Metadata:
 
     # Data
 
-    @translated
+    @_whole
     def extents(self, ino: int, start: int, end: int) -> list[Extent]:
         """Extents that overlap [start, end), whole (not clipped), by start; gaps read as zeros."""
         return self._bodies.extents(ino, start, end)
 
-    @translated
+    @_whole
     def pack(self, pack_ref: int) -> Pack:
         """Raises Missing for a reference that this store never gave."""
         return self._packs.pack(pack_ref)
 
-    @translated
+    @_whole
     def find_pack(self, pack_id: bytes) -> int | None:
         return self._packs.find_pack(pack_id)
 
-    @translated
+    @_whole
     def find_convergent(self, key_hash: bytes) -> int | None:
         """The convergent pack of known content, by `key_hash(key)`; garbage is found as well."""
         return self._packs.find_convergent(key_hash)
 
-    @translated
+    @_whole
     def owing(self, after: int, up_to: int) -> list[int]:
         """References above `after`, up to `up_to`, of packs in use that lack shares; ascending.
 
@@ -343,7 +379,7 @@ class Metadata:
         """The highest reference that a pack has had."""
         return self._state.next_pack - 1
 
-    @translated
+    @_whole
     def garbage(self, limit: int = 1000) -> list[Garbage]:
         """Packs that nothing refers to, longest dead first. A Commit that names one takes it back."""
         return self._packs.garbage(limit)
@@ -354,21 +390,21 @@ class Metadata:
 
     # What still has to be shipped, and small values
 
-    @translated
+    @_whole
     def outbox(self, after: int, limit_bytes: int) -> list[tuple[int, bytes]]:
         """Encoded operations with numbers above `after`, in order: at least one if there is any, else
         as many as fit into `limit_bytes`. Successive Writes to one inode are one, under the last number.
         """
         return self._outbox.rows(after, limit_bytes)
 
-    @translated
+    @_whole
     def drop_outbox(self, up_to: int) -> None:
         """Forget what was shipped, in the open transaction."""
         self._change(partial(self._outbox.drop, up_to), partial(self.drop_outbox, up_to))
 
     # Checkpoints
 
-    @translated
+    @_whole
     def begin_checkpoint(self, path: str | None) -> Snapshot:
         """A snapshot of everything up to `applied`, whose ranges are those that changed since the newest
         checkpoint. Ends the open transaction. `path`: of this database, for a connection of its own; None
@@ -385,30 +421,30 @@ class Metadata:
             database.close()
             raise
 
-    @translated
+    @_whole
     def finish_checkpoint(self, ranges: Sequence[Range], parts: Sequence[KeptPart]) -> None:
         """The checkpoint is stored and named in the grid; in the open transaction."""
         self._change(
             partial(self._checkpoints.finish, ranges, parts), partial(self.finish_checkpoint, ranges, parts)
         )
 
-    @translated
+    @_whole
     def superseded(self, in_use: Sequence[bytes]) -> list[bytes]:
         """Ids of journal and checkpoint packs that neither the newest checkpoint nor `in_use` names."""
         return self._checkpoints.superseded(in_use)
 
-    @translated
+    @_whole
     def get_value(self, name: str) -> bytes | None:
         return schema.get_value(self._database, name)
 
-    @translated
+    @_whole
     def set_value(self, name: str, value: bytes) -> None:
         """Keep a small value, in the open transaction."""
         self._change(
             partial(schema.set_value, self._database, name, value), partial(self.set_value, name, value)
         )
 
-    @translated
+    @_whole
     def check(self) -> list[str]:
         """Read everything and name each broken invariant of SPEC.md; empty when all is well. Slow."""
         return find_problems(self._database, self._state)

@@ -99,6 +99,12 @@ class DiskBackend:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See `ShareBackend.run`."""
+        try:
+            await self._run(task_status)
+        except apsw.Error as error:
+            raise Unavailable(f"index of {self._directory}: {error}") from error
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         opened = await self._offload.run(
             open_directory, self._disk, self._directory, self._server_id, self._config.volume_size_max
         )

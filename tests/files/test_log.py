@@ -11,6 +11,7 @@ import trio.testing
 from gridfs.files.log import LogConfig
 from gridfs.meta.operations import Make
 from gridfs.meta.rows import ROOT
+from storage.errors import Unavailable
 from tests.files.support import FILE, Laptop, on_a_laptop
 from tests.simulation.platter import DiskFault
 
@@ -44,6 +45,53 @@ def test_a_disk_that_refuses_changes_nothing_and_the_number_comes_again() -> Non
         assert names == [b"one", b"three"]
 
     on_a_laptop(work)
+
+
+def test_a_metadata_database_that_refuses_changes_nothing_either() -> None:
+    """The spool must not have what the metadata could not take: its name may be another's by the replay."""
+
+    async def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        local.make(b"one")
+        planted = DiskFault("read", errno.EIO, path="/home/fs/metadata", count=100)
+        local.metadata.commit()
+        local.metadata._database.execute("PRAGMA shrink_memory")
+        laptop.node.platter.faults.append(planted)
+        with pytest.raises(Unavailable):
+            local.log.record(Make(50, ROOT, b"two", FILE, 1, 1, 0, b"", 1))
+        planted.count = 0
+        assert local.log.number == 1
+        assert local.namespace.lookup(ROOT, b"two") is None
+        local.make(b"two")
+        laptop.kill()
+        again = laptop.open()
+        assert [entry.name for entry in again.namespace.entries(ROOT, 0, 10)] == [b"one", b"two"]
+
+    on_a_laptop(work)
+
+
+def test_nothing_is_committed_behind_an_ordered_operation_until_the_spool_is_durable() -> None:
+    async def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        ino = local.make(b"new")
+        await local.write(ino, 0, b"new content")
+        local.log.order(local.log.number)
+        local.log.commit()
+        assert local.metadata.in_transaction
+        planted = DiskFault("sync", errno.EIO, path="/home/fs/spool")
+        laptop.node.platter.faults.append(planted)
+        with pytest.raises(OSError, match="Input/output error"):
+            await local.log.commit_in_order()
+        assert local.metadata.in_transaction
+        await local.log.commit_in_order()
+        assert not local.metadata.in_transaction
+        for directory in ("/home/fs", "/home", "/"):
+            local.machine.disk.sync_directory(directory)
+        laptop.crash()
+        assert laptop.open().dirty_content(ino, 11) == b"new content"
+
+    for seed in range(4):
+        on_a_laptop(work, seed)
 
 
 def test_transactions_end_by_time_and_by_count() -> None:

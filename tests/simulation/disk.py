@@ -23,7 +23,7 @@ import posixpath
 from collections.abc import Sequence
 
 from storage.ports import Buffer, Space
-from tests.simulation.platter import Directory, Inode, MachineDead, Platter
+from tests.simulation.platter import Directory, Inode, MachineDead, PlantedError, Platter
 
 
 class SimFile:
@@ -51,8 +51,13 @@ class SimFile:
         return self.read_into(buffer, offset)
 
     def write_at(self, parts: Sequence[Buffer], offset: int) -> int:
-        self._begin("write", writes=True)
         data = b"".join(parts)
+        try:
+            self._begin("write", writes=True)
+        except PlantedError as error:
+            if kept := int(len(data) * error.fault.kept):
+                self._inode.change(offset, data[:kept])
+            raise
         self._make_room(offset + len(data))
         if data:
             self._inode.change(offset, data)
@@ -62,7 +67,12 @@ class SimFile:
         return self.write_at([data], offset)
 
     def sync(self) -> None:
-        self._begin("sync")
+        try:
+            self._begin("sync")
+        except PlantedError as error:
+            if error.fault.forgets:
+                self._inode.forget()
+            raise
         self._inode.sync()
 
     def resize(self, size: int) -> None:

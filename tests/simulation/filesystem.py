@@ -27,8 +27,9 @@ from gridfs.meta.rows import ROOT
 from gridfs.meta.store import Metadata
 from storage.identity import create_account
 from storage.ports import Machine
+from storage.server.composition import RunningServer
 from storage.wire.url import Access
-from tests.simulation.machine import Node, World
+from tests.simulation.machine import Node, Program, World
 from tests.simulation.platter import MachineDead
 from tests.simulation.test_grid import DIRECTORY, make_durably, server_program
 
@@ -51,19 +52,29 @@ class Servers:
     nodes: list[Node]
     roster: Roster
     config: Config
+    running: dict[str, RunningServer]
+    """By machine: of the last start."""
 
     async def restart(self, *nodes: Node) -> None:
         for node in nodes:
-            await self.world.start(node, server_program)
+            self.running[node.name] = await self.world.start(node, server_program)
 
 
-async def start_servers(world: World, k: int = 4, n: int = 6, happy: int = 5) -> Servers:
+async def start_servers(
+    world: World,
+    k: int = 4,
+    n: int = 6,
+    happy: int = 5,
+    program: Program = server_program,
+    prefix: str = "s",
+) -> Servers:
     """`n` real servers on machines of their own, all of them head servers."""
     nodes, listed = [], []
+    started = {}
     for index in range(n):
-        node = world.add(f"s{index}")
+        node = world.add(f"{prefix}{index}")
         make_durably(world, node, DIRECTORY)
-        running = await world.start(node, server_program)
+        running = started[node.name] = await world.start(node, program)
         assert node.machine is not None
         account = create_account(node.machine.disk, node.machine.entropy, DIRECTORY, "full")
         access = running.access
@@ -75,7 +86,8 @@ async def start_servers(world: World, k: int = 4, n: int = 6, happy: int = 5) ->
         nodes.append(node)
     roster = Roster(tuple(listed))
     heads = tuple(server.server_id for server in roster)
-    return Servers(world, nodes, roster, Config(b"f" * 16, k, n, happy, 1, heads, bytes(32)))
+    config = Config(b"f" * 16, k, n, happy, 1, heads, bytes(32))
+    return Servers(world, nodes, roster, config, started)
 
 
 class Client:
@@ -87,6 +99,7 @@ class Client:
         self.operations = 0
         """Disk operations of this machine so far."""
         self._strike_at = 0
+        self._strike_at_message = 0
         self._strike: Callable[[Node], None] = world.kill
         noted = self.node.platter.before_operation
 
@@ -96,7 +109,12 @@ class Client:
             if self.operations == self._strike_at:
                 self._strike(self.node)
 
+        def before_message() -> None:
+            if self.node.messages == self._strike_at_message:
+                self._strike(self.node)
+
         self.node.platter.before_operation = before_operation
+        self.node.before_message = before_message
 
     def create(self) -> None:
         """What `gridfs create` does: an empty database and a spool folder, durable."""
@@ -110,13 +128,20 @@ class Client:
             disk.sync_directory(directory)
         self.world.kill(self.node)
 
+    def strike_at(self, strike: Callable[[Node], None], *, operation: int = 0, message: int = 0) -> None:
+        """Call `strike(node)` before this machine's disk operation `operation`, or before its message
+        `message`, from now on, counted from 1; 0: never."""
+        self._strike = strike
+        self._strike_at = self.operations + operation if operation else 0
+        self._strike_at_message = self.node.messages + message if message else 0
+
     def kill_at(self, operation: int) -> None:
         """Kill the client's process before its disk operation `operation` from now on, from 1; 0: never."""
-        self._strike_at, self._strike = self.operations + operation if operation else 0, self.world.kill
+        self.strike_at(self.world.kill, operation=operation)
 
     def cut_power_at(self, operation: int) -> None:
         """The same with the power of its machine."""
-        self._strike_at, self._strike = self.operations + operation if operation else 0, self.world.crash
+        self.strike_at(self.world.crash, operation=operation)
 
     async def session(
         self, work: Callable[[Parts], Awaitable[T]], options: MountOptions = OPTIONS

@@ -51,6 +51,10 @@ class Node:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Around everything this boot runs."""
     vfs: SimVFS | None = None
+    messages: int = 0
+    """Sent and received so far."""
+    before_message: Callable[[], None] = lambda: None
+    """Called before each; may crash the machine."""
 
     @property
     def is_up(self) -> bool:
@@ -60,10 +64,13 @@ class Node:
 class World:
     """All machines of one run. Made by `open_world` or `run_world`."""
 
-    def __init__(self, seed: int, nursery: trio.Nursery, link: Link) -> None:
+    def __init__(
+        self, seed: int, nursery: trio.Nursery, link: Link, listen: Callable[[str], None] | None = None
+    ) -> None:
         self.seed = seed
-        self.trace = Trace()
+        self.trace = Trace(listen)
         self.fabric = Fabric(seed, self.trace, link)
+        self.fabric.before_message = self._before_message
         self.nodes: dict[str, Node] = {}
         self.disk_operations = 0
         """Begun so far, on all machines."""
@@ -159,6 +166,11 @@ class World:
         self._victims = list(nodes) or [self.nodes[name] for name in sorted(self.nodes)]
         self._operations_left = operation
 
+    def _before_message(self, name: str, what: str) -> None:
+        node = self.nodes[name]
+        node.messages += 1
+        node.before_message()
+
     def _down(self, node: Node, how: str) -> None:
         self.trace.record(node.name, how)
         self.fabric.die(node.name)
@@ -178,10 +190,15 @@ def names_of(failures: BaseExceptionGroup[BaseException]) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def open_world(seed: int, link: Link | None = None) -> AsyncIterator[World]:
-    """A world in the running trio loop; at the end everything in it is cancelled."""
+async def open_world(
+    seed: int, link: Link | None = None, listen: Callable[[str], None] | None = None
+) -> AsyncIterator[World]:
+    """A world in the running trio loop; at the end everything in it is cancelled.
+
+    `listen` is given each line of the trace.
+    """
     async with trio.open_nursery() as nursery:
-        world = World(seed, nursery, link or Link())
+        world = World(seed, nursery, link or Link(), listen)
         try:
             yield world
         finally:
@@ -206,14 +223,21 @@ class Outcome:
 
 
 def run_world(
-    seed: int, scenario: Callable[..., Awaitable[Any]], *args: object, link: Link | None = None
+    seed: int,
+    scenario: Callable[..., Awaitable[Any]],
+    *args: object,
+    link: Link | None = None,
+    listen: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Run `scenario(world, *args)` on virtual time; its exceptions come out as they are."""
+    """Run `scenario(world, *args)` on virtual time; its exceptions come out as they are.
+
+    `listen` is given each line of the trace.
+    """
     failure: list[Exception] = []
 
     async def main() -> Outcome:
         result = None
-        async with open_world(seed, link) as world:
+        async with open_world(seed, link, listen) as world:
             try:
                 result = await scenario(world, *args)
             except Exception as error:

@@ -27,20 +27,24 @@ LOCAL = Link(round_trip_s=20e-6, bytes_per_s=4e9)
 
 
 class SimStream:
-    """`ports.ByteStream`: one end of a connection."""
+    """`ports.ByteStream`: one end of a connection, which tells `before_message` of each message."""
 
-    def __init__(self, outgoing: Pipe, incoming: Pipe) -> None:
+    def __init__(self, outgoing: Pipe, incoming: Pipe, before_message: Callable[[str, str], None]) -> None:
         self.outgoing, self.incoming = outgoing, incoming
+        self._before_message = before_message
         self._closed = False
 
     async def receive_into(self, buffers: Sequence[memoryview]) -> int:
         self._check()
         count = await self.incoming.receive(buffers)
+        if count:
+            self._before_message(self.outgoing.route.source, "receive")
         self._check()
         return count
 
     async def send_all(self, parts: Sequence[Buffer]) -> None:
         await trio.lowlevel.checkpoint()
+        self._before_message(self.outgoing.route.source, "send")
         for part in parts:
             self._check()
             await self.outgoing.send(memoryview(part).cast("B"))
@@ -85,6 +89,10 @@ class _Listener:
     nursery: trio.Nursery
 
 
+def _nothing(node: str, what: str) -> None:
+    """The default for `Fabric.before_message`."""
+
+
 class Fabric:
     """The network of one world: links, listeners, connections and faults."""
 
@@ -95,6 +103,9 @@ class Fabric:
         self.links: dict[tuple[str, str], Link] = {}
         self.listeners: dict[tuple[str, Address], _Listener] = {}
         self.connections = 0
+        self.before_message: Callable[[str, str], None] = _nothing
+        """Called with (node, "send" or "receive") before a message leaves a machine, and when one has come
+        but nobody there has seen it yet; may crash the machine, and then it does neither."""
         self._seed = seed
         self._streams: dict[str, list[SimStream]] = {}
         self._silent: dict[str, bool] = {}
@@ -110,6 +121,21 @@ class Fabric:
     def partition(self, source: str, target: str) -> None:
         """Nothing from `source` reaches `target`, until `heal`; the way back stays as it is."""
         self.clog(source, target, NEVER)
+
+    def unclog(self, source: str, target: str) -> None:
+        """Take away what holds this direction back."""
+        self._open_at.pop((source, target), None)
+        self._poke()
+
+    def set_link(self, source: str, target: str, link: Link | None) -> None:
+        """From now on this direction is so, on connections that are there too; None: as all others."""
+        self.trace.record(source, "link", target, link)
+        self.links.pop((source, target), None)
+        if link is not None:
+            self.links[source, target] = link
+        for stream in self._streams.get(source, ()):
+            if stream.outgoing.route.target == target:
+                stream.outgoing.link = link or self.link
 
     def heal(self) -> None:
         """Take away all clogs and partitions."""
@@ -167,11 +193,17 @@ class Fabric:
             )
             for source, target in ((client, server), (server, client))
         )
-        ends = SimStream(there, back), SimStream(back, there)
+        ends = (
+            SimStream(there, back, self._before_message),
+            SimStream(back, there, self._before_message),
+        )
         for node, end in ((client, ends[0]), (server, ends[1])):
             kept = [end for end in self._streams.get(node, []) if not end.is_over]
             self._streams[node] = [*kept, end]
         return ends
+
+    def _before_message(self, node: str, what: str) -> None:
+        self.before_message(node, what)
 
     def _poke(self) -> None:
         self._changed.wake()

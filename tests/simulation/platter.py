@@ -46,6 +46,11 @@ class DiskFault:
     """How many matching operations still succeed first."""
     count: int = 1
     """How many fail then."""
+    kept: float = 0.0
+    """Part of the bytes of a failed write that is in the file all the same: less than 1."""
+    forgets: bool = False
+    """After a failed sync, what was not durable never is, although reads still see it: as the page cache of
+    Linux takes its pages for clean. Else a later sync makes it durable."""
 
     def strikes(self, operation: str, path: str) -> bool:
         if self.count == 0 or operation != self.operation or not path.startswith(self.path):
@@ -55,6 +60,14 @@ class DiskFault:
             return False
         self.count -= 1
         return True
+
+
+class PlantedError(OSError):
+    """What an operation raises that a `DiskFault` struck."""
+
+    def __init__(self, fault: DiskFault, path: str) -> None:
+        super().__init__(fault.error, os.strerror(fault.error), path)
+        self.fault = fault
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +86,10 @@ class Inode:
     def sync(self) -> None:
         for offset, data in self.unsynced:
             _apply(self.durable, offset, data)
+        self.unsynced.clear()
+
+    def forget(self) -> None:
+        """What is not durable will not be, whatever is synced later."""
         self.unsynced.clear()
 
     def crash(self, stream: random.Random) -> None:
@@ -196,4 +213,4 @@ class Platter:
         """Raise what is planted for this operation."""
         for fault in self.faults:
             if fault.strikes(operation, path):
-                raise OSError(fault.error, os.strerror(fault.error), path)
+                raise PlantedError(fault, path)

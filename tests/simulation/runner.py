@@ -73,7 +73,9 @@ class Trace:
 
     LINES_MAX = 2000
 
-    def __init__(self) -> None:
+    def __init__(self, listen: Callable[[str], None] | None = None) -> None:
+        """`listen` is given each line."""
+        self._listen = listen
         self._hash = hashlib.blake2b(digest_size=16)
         self._lines: list[str] = []
         self.count = 0
@@ -86,6 +88,8 @@ class Trace:
         self._hash.update(line.encode() + b"\n")
         self.count += 1
         self._lines.append(line)
+        if self._listen is not None:
+            self._listen(line)
         if len(self._lines) >= 2 * self.LINES_MAX:
             del self._lines[: self.LINES_MAX]
 

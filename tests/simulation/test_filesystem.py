@@ -242,7 +242,7 @@ def test_a_second_client_takes_over_and_the_first_becomes_read_only_and_says_so(
                 assert_all_is_stored(new)
         expected = {"shared": content(10_000, 2), "further": content(500, 4)}
         assert await second.session(lambda parts: Shell(parts).tree()) == expected
-        with pytest.raises(TakenOver, match="operations here are not in the grid"):
+        with pytest.raises(TakenOver, match="bytes here are not in the grid"):
             await first.session(lambda parts: Shell(parts).tree())
         # Asked to, it goes on from what the other wrote; its own is set aside, metadata and spool.
         assert await first.session(lambda parts: Shell(parts).tree(), TAKEOVER) == expected

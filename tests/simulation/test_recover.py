@@ -22,6 +22,7 @@ from gridfs.files import checkpointing, journal
 from gridfs.files.journal import ShutOut, TakenOver
 from gridfs.grid.errors import GridError, NotEnoughServers
 from gridfs.grid.heads import HeadServers
+from gridfs.grid.roster import Roster
 from gridfs.recovering import Rebuilt, find, plan, rebuild
 from storage.client import StorageClient
 from storage.errors import StorageError, Unavailable
@@ -70,7 +71,11 @@ class Stage:
     machines: int = 0
 
     async def recover(
-        self, *, new_keys: bool = False, strike: Callable[[Computer], None] = lambda machine: None
+        self,
+        *,
+        new_keys: bool = False,
+        gives_up: bool = False,
+        strike: Callable[[Computer], None] = lambda machine: None,
     ) -> Computer | None:
         """Recover on a machine that has nothing; None if it died before it was done.
 
@@ -91,7 +96,15 @@ class Stage:
                     found, silent = await find(clients, RECOVERY)
                     if found is None:
                         raise Unavailable(f"{len(silent)} servers are silent")
-                    decided = plan(found, silent, roster, RECOVERY, machine.entropy, new_keys=new_keys)
+                    decided = plan(
+                        found,
+                        silent,
+                        roster,
+                        RECOVERY,
+                        machine.entropy,
+                        new_keys=new_keys,
+                        gives_up=gives_up,
+                    )
                     made.config, made.tree = decided.config, decided.tree
                     rebuilt = await rebuild(machine, clients, found, decided, roster, DATABASE, SPOOL)
                 for directory in (HOME, "/home", "/"):
@@ -551,6 +564,38 @@ def test_a_newest_record_is_sure_with_enough_answers(monkeypatch: pytest.MonkeyP
                 plan(found, silent, stage.servers.roster, RECOVERY, machine.entropy, new_keys=True)
 
     staged(down, monkeypatch, story)
+
+
+def test_head_servers_that_are_gone_for_good_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of six: the newest record is certain, but the other four are no quorum. Two new servers help."""
+
+    async def story(stage: Stage) -> None:
+        fresh = await start_servers(stage.world, prefix="t")
+        for node in stage.servers.nodes[:2]:
+            stage.world.kill(node)
+        servers = (*stage.servers.roster.servers, *fresh.roster.servers[:2])
+        numbered = [dataclasses.replace(server, index=index) for index, server in enumerate(servers)]
+        roster = Roster(tuple(numbered))
+        stage.servers = dataclasses.replace(stage.servers, roster=roster)
+        with pytest.raises(NotEnoughServers, match="4 of the 5"):
+            await stage.recover()
+        new = await stage.recover(gives_up=True)
+        assert new is not None
+        assert new.config.head_generation == 2
+        assert len(set(new.config.head_servers) & {server.server_id for server in servers[6:]}) == 2
+        assert await new.session(look) == stage.synced
+
+        async def go(parts: Parts) -> None:
+            await Shell(parts).write("on", b"and on")
+            await Shell(parts).fsync("on")
+
+        await new.session(go)
+        await stage.servers.restart(*stage.servers.nodes[:2])
+        with pytest.raises(TakenOver):
+            await stage.old.session(look, QUICK)
+        assert (await new.session(look) or {})["on"] == b"and on"
+
+    staged(9, monkeypatch, story)
 
 
 def test_a_stranger_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
