@@ -304,11 +304,12 @@ class Git(Work):
         self.counted["commit"] += 1
 
     def _git(self, *words: str) -> str:
-        done = shell("git", "-C", self.place, *words, good=tuple(range(256)))
+        # On a dead mount it may also end by SIGBUS: it maps files.
+        done = shell("git", "-C", self.place, *words, good=tuple(range(-64, 256)))
         if done.returncode:
             if is_dead(self.place):
                 raise OSError(errno.ENOTCONN, "the mount is dead")
-            raise Broken(f"git {words[0]} failed: {done.stderr}")
+            raise Broken(f"git {words[0]} ended with {done.returncode}: {done.stderr}")
         return done.stdout
 
     def mark(self) -> int:
