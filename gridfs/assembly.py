@@ -39,7 +39,7 @@ from gridfs.files.trees import Trees, TreesConfig
 from gridfs.files.writer import Writer, WriterConfig
 from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.downloader import Downloader
-from gridfs.grid.heads import HeadServers
+from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.grid.uploader import Uploader
 from gridfs.meta.records import Settings
@@ -130,20 +130,37 @@ async def open_filesystem(
     Raises NotEnoughServers where too few head servers answer, TakenOver, and the
     storage errors of a damaged database or spool.
     """
-    async with trio.open_nursery() as connections:
-        grid = await _reach(machine, config, roster, head_keys(config, keys, former), connections)
-        local, running = await _claimed(machine, config, grid, keys, database, spool_directory, options)
-        try:
-            async with trio.open_nursery() as nursery:
-                for run in running.tasks:
-                    await nursery.start(run)
-                yield running.parts
-                nursery.cancel_scope.cancel()
-            local.note_leftover()
-            local.log.commit()
-        finally:
-            local.close()
-        connections.cancel_scope.cancel()
+    async with (
+        connected(machine, roster) as clients,
+        reach(config, roster, head_keys(config, keys, former), clients) as grid,
+        run_filesystem(machine, config, grid, database, spool_directory, options) as parts,
+    ):
+        yield parts
+
+
+@asynccontextmanager
+async def run_filesystem(
+    machine: Machine,
+    config: Config,
+    grid: Grid,
+    database: str,
+    spool_directory: str,
+    options: MountOptions,
+    claim: Claim | None = None,
+) -> AsyncIterator[Parts]:
+    """The same on a grid that was reached before. `claim`: what head servers answered to the claim that the
+    head state in the database tells; without it an epoch is claimed anew."""
+    local, running = await _claimed(machine, config, grid, database, spool_directory, options, claim)
+    try:
+        async with trio.open_nursery() as nursery:
+            for run in running.tasks:
+                await nursery.start(run)
+            yield running.parts
+            nursery.cancel_scope.cancel()
+        local.note_leftover()
+        local.log.commit()
+    finally:
+        local.close()
 
 
 def head_keys(config: Config, keys: KeyTree, former: tuple[KeyTree, ...] = ()) -> HeadKeys:
@@ -153,7 +170,7 @@ def head_keys(config: Config, keys: KeyTree, former: tuple[KeyTree, ...] = ()) -
 
 
 @dataclass(frozen=True, slots=True)
-class _Grid:
+class Grid:
     """The way to the servers; it stands before anything local is opened."""
 
     clients: dict[bytes, StorageClient]
@@ -191,33 +208,46 @@ class _Running:
     tasks: tuple[Callable[..., Awaitable[None]], ...]
 
 
-async def _reach(
-    machine: Machine, config: Config, roster: Roster, keys: HeadKeys, nursery: trio.Nursery
-) -> _Grid:
+@asynccontextmanager
+async def connected(machine: Machine, roster: Roster) -> AsyncIterator[dict[bytes, StorageClient]]:
+    """Clients of all servers, by their ids, while the block runs."""
     clients = {
         server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
     }
-    for client in clients.values():
-        await nursery.start(client.run)
+    async with trio.open_nursery() as nursery:
+        for client in clients.values():
+            await nursery.start(client.run)
+        yield clients
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def reach(
+    config: Config, roster: Roster, keys: HeadKeys, clients: dict[bytes, StorageClient]
+) -> AsyncIterator[Grid]:
+    """One file system's way to its servers, while the block runs. `clients` must be running."""
     downloader = Downloader(clients, roster)
-    await nursery.start(downloader.run)
     uploader = Uploader(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server
     )
     heads = HeadServers(clients, config.head_list, roster, keys.log, keys.verifier())
-    return _Grid(clients, roster, downloader, uploader, heads, History(heads, downloader, keys), keys)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(downloader.run)
+        yield Grid(clients, roster, downloader, uploader, heads, History(heads, downloader, keys), keys)
+        nursery.cancel_scope.cancel()
 
 
 async def _claimed(
     machine: Machine,
     config: Config,
-    grid: _Grid,
-    keys: KeyTree,
+    grid: Grid,
     database: str,
     spool_directory: str,
     options: MountOptions,
+    claim: Claim | None,
 ) -> tuple[_Local, _Running]:
     """The local state, brought up to date with the grid, and all that stands on it; nothing runs yet."""
+    keys = grid.keys.tree
     sealer = LocalSealer(keys.local_key, machine.entropy)
     while True:
         local = _open_local(machine, keys, sealer, database, spool_directory, options)
@@ -227,7 +257,7 @@ async def _claimed(
         try:
             running = _build(machine, config, grid, options, local)
             if not options.read_only:
-                await running.parts.journal.claim()
+                await running.parts.journal.claim(claim)
                 running.parts.files.namespace.drop_orphans()
             return local, running
         except RebuildNeeded as needed:
@@ -238,6 +268,7 @@ async def _claimed(
                 local.log.spool.set_aside()
                 local.log.metadata.close()
             await rebuild(machine, grid.downloader, sealer, needed, database)
+            claim = None
         except BaseException:
             local.close()
             raise
@@ -264,7 +295,7 @@ def _open_local(
     return local
 
 
-def _build(machine: Machine, config: Config, grid: _Grid, options: MountOptions, local: _Local) -> _Running:
+def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, local: _Local) -> _Running:
     """The graph from the log up."""
     log, dirty, head_state = local.log, local.dirty, local.head_state
     uploader, downloader = grid.uploader, grid.downloader

@@ -8,13 +8,11 @@ left behind that was never committed goes too.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
-from gridfs.assembly import head_keys
+from gridfs.assembly import connected, head_keys
 from gridfs.codec.headkeys import HeadKeys
 from gridfs.codec.keys import KeyTree
 from gridfs.config import Config
@@ -52,7 +50,7 @@ async def own(
     NotEnoughServers.
     """
     keys = head_keys(config, tree)
-    async with _clients(machine, roster) as clients:
+    async with connected(machine, roster) as clients:
         heads = HeadServers(clients, state.heads or config.head_list, roster, keys.log, keys.verifier())
         heads.use(heads.now, state.leaving)
         claim = await heads.claim(keys.claim(_epoch(keys, state), state.mount_id))
@@ -79,7 +77,7 @@ async def release(
         except StorageError as error:
             result.trouble = str(error)
 
-    async with _clients(machine, roster) as clients, trio.open_nursery() as nursery:
+    async with connected(machine, roster) as clients, trio.open_nursery() as nursery:
         for server, client in clients.items():
             nursery.start_soon(one, client, results[server])
     for server in (state.heads or config.head_list).servers:
@@ -107,15 +105,3 @@ async def _end_log(client: StorageClient, keys: HeadKeys, state: HeadState) -> N
 
 def _epoch(keys: HeadKeys, state: HeadState) -> int:
     return max(state.epoch, keys.epoch_floor)
-
-
-@asynccontextmanager
-async def _clients(machine: Machine, roster: Roster) -> AsyncIterator[dict[bytes, StorageClient]]:
-    clients = {
-        server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
-    }
-    async with trio.open_nursery() as nursery:
-        for client in clients.values():
-            await nursery.start(client.run)
-        yield clients
-        nursery.cancel_scope.cancel()

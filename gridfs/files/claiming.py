@@ -76,20 +76,25 @@ class Claimer:
         self.has_quorum = False
         """W head servers have promised us the epoch."""
 
-    async def claim(self) -> None:
+    async def claim(self, early: Claim | None = None) -> None:
         """Claim an epoch of our own. Returns when so many head servers answered that the newest record is
         known, with the quorum or not.
 
+        `early`: what was promised already, to the epoch and run in the state, for a folder in the making, in
+        which nothing is its own.
         Raises NotEnoughServers with fewer answers, or without the quorum where another client wrote last: it
         may go on until a quorum has promised us the epoch. TakenOver if the newest record is another's,
         RebuildNeeded where this machine's metadata cannot be brought up to date.
         """
         state = self._state
-        was_new, knows = state.is_new, frozenset(state.runs)
+        was_new, knows = state.is_new or early is not None, frozenset(state.runs)
         if not was_new:
             await self._look_first(knows)
-        state.begin_run(self._machine.entropy.token(16))
-        claim = await self._claim_all(knows)
+        if early is None or self._follow(early.newest):
+            state.begin_run(self._machine.entropy.token(16))
+            claim = await self._claim_all()
+        else:
+            claim = early
         if claim.newest is not None and not self._is_known(claim.newest, knows) and not claim.has_quorum:
             # Those that were only late are waited for.
             claim = await self._heads.claim(self._keys.claim(state.epoch, state.mount_id), patient=True)
@@ -97,7 +102,7 @@ class Claimer:
         await self._adopt(claim, was_new, knows)
         self.has_quorum = claim.has_quorum
 
-    async def _claim_all(self, knows: frozenset[bytes]) -> Claim:
+    async def _claim_all(self) -> Claim:
         """Claim an epoch that nobody has, from those who are the head servers by the newest record."""
         state = self._state
         epoch, step = max(state.epoch, self._keys.epoch_floor) + 1, 1

@@ -32,7 +32,7 @@ from gridfs.files.log import OperationLog
 from gridfs.files.lull import PATIENCE_S, Lull
 from gridfs.files.writer import Writer
 from gridfs.grid.errors import GridError
-from gridfs.grid.heads import HeadServers
+from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.uploader import Uploader
 from gridfs.meta.operations import Retire
 from gridfs.meta.records import (
@@ -174,9 +174,9 @@ class Journal:
 
     # ---- starting
 
-    async def claim(self) -> None:
+    async def claim(self, early: Claim | None = None) -> None:
         """See `Claimer.claim`."""
-        await self._claimer.claim()
+        await self._claimer.claim(early)
         self._says_heads = self._heads.leaving is not None
         self._barriers.hold_again(self.state.shipped)
 

@@ -7,6 +7,8 @@ that are kept, or it went another way than the grid. Nothing is thrown away: wha
 from __future__ import annotations
 
 import logging
+from contextlib import closing
+from dataclasses import dataclass
 
 from gridfs.files.aside import set_aside
 from gridfs.files.headstate import NOBODY, Base, HeadState, save_base, save_head_state
@@ -44,6 +46,18 @@ class RebuildNeeded(Exception):
         """Whether the spool is of the same history as the grid."""
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The root directory as it is made, where no checkpoint tells: no operation has made it."""
+
+    mode: int
+    """Permission bits."""
+    uid: int
+    gid: int
+    time: int
+    """Nanoseconds since 1970."""
+
+
 async def rebuild(
     machine: Machine, downloader: Downloader, sealer: Sealer, needed: RebuildNeeded, database: str
 ) -> None:
@@ -56,33 +70,9 @@ async def rebuild(
     draft = f"{database}.new"
     for suffix in ("", "-wal", "-shm", "-journal"):
         _remove(disk, draft + suffix)
-    number = 0
-    if needed.body.checkpoint is None:
-        Metadata.create(
-            draft,
-            sealer,
-            vfs=disk.sqlite_vfs,
-            root_mode=needed.root.mode & PERMISSIONS,
-            root_uid=needed.root.uid,
-            root_gid=needed.root.gid,
-            time=needed.root.mtime,
-        ).close()
-    else:
-        (found,) = await read_runs(downloader, [only_run(needed.body.checkpoint)])
-        root = decode_root(found)
-        number = root.number
-        await _load(machine, downloader, sealer, root, draft)
-    metadata = Metadata.open(draft, sealer, vfs=disk.sqlite_vfs)
-    try:
-        epoch = needed.newest.epoch
-        state = HeadState(epoch, NOBODY, shipped=number, gathered=number, emptied=number)
-        state.heads, state.leaving = needed.body.heads, needed.body.leaving
-        save_head_state(metadata, state)
-        save_base(metadata, Base(needed.body.checkpoint, number))
-        metadata.commit()
-        metadata.make_durable()
-    finally:
-        metadata.close()
+    epoch, root = needed.newest.epoch, needed.root
+    owner = Owner(root.mode & PERMISSIONS, root.uid, root.gid, root.mtime)
+    number = await make_database(machine, downloader, sealer, needed.body, draft, owner, epoch)
     disk.sync_directory(_parent(database))
     # The log of the old database must never be beside the new one, which it would damage: it goes first.
     set_aside(disk, database, "-wal")
@@ -90,6 +80,47 @@ async def rebuild(
     disk.replace(draft, database)
     disk.sync_directory(_parent(database))
     logger.warning("the metadata were made anew from the grid, up to operation %d: %s", number, needed)
+
+
+async def make_database(
+    machine: Machine,
+    downloader: Downloader,
+    sealer: Sealer,
+    body: HeadBody,
+    path: str,
+    owner: Owner,
+    epoch: int,
+) -> int:
+    """Make a database at a path that is free, from the checkpoint that a head record's body names, or an
+    empty one where there is none; returns the last operation in it.
+
+    `epoch`: above it the next is claimed. It is durable, but for its name. Raises what reading packs raises.
+    """
+    number = 0
+    vfs = machine.disk.sqlite_vfs
+    if body.checkpoint is None:
+        Metadata.create(
+            path,
+            sealer,
+            vfs=vfs,
+            root_mode=owner.mode,
+            root_uid=owner.uid,
+            root_gid=owner.gid,
+            time=owner.time,
+        ).close()
+    else:
+        (found,) = await read_runs(downloader, [only_run(body.checkpoint)])
+        root = decode_root(found)
+        number = root.number
+        await _load(machine, downloader, sealer, root, path)
+    with closing(Metadata.open(path, sealer, vfs=vfs)) as metadata:
+        state = HeadState(epoch, NOBODY, shipped=number, gathered=number, emptied=number)
+        state.heads, state.leaving = body.heads, body.leaving
+        save_head_state(metadata, state)
+        save_base(metadata, Base(body.checkpoint, number))
+        metadata.commit()
+        metadata.make_durable()
+    return number
 
 
 def finish_rebuild(disk: Disk, database: str) -> None:
