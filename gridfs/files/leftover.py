@@ -14,7 +14,7 @@ import msgspec
 
 from gridfs.files.aside import asides_of
 from gridfs.files.headstate import load_head_state
-from gridfs.files.spool import (
+from gridfs.files.spoolformat import (
     ASIDE,
     CHUNK,
     RECORD,

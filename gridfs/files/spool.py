@@ -17,7 +17,6 @@ Concurrency: everything but `read_into` is called from the loop, and nothing but
 from __future__ import annotations
 
 import logging
-import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,22 +27,24 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gridfs.files.aside import set_aside
 from gridfs.files.overlay import Source
+from gridfs.files.spoolformat import (
+    CHUNK,
+    DATA_MAX,
+    OPERATION_MAX,
+    RECORD,
+    RECORD_MAGIC,
+    SLOT_HEADER,
+    SLOT_MAGIC,
+    TAG,
+    VERSION,
+    nonce_at,
+    sealed_length,
+)
 from storage.errors import Corrupt, Exhausted, Refused
 from storage.ports import Buffer, File, Machine
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-CHUNK = 65536
-TAG = 16
-SLOT_HEADER = struct.Struct("<8sHxxxxxxQ16sQQ8x")
-RECORD = struct.Struct("<4sIIIQQ")
-SLOT_MAGIC = b"GRIDSPL\0"
-RECORD_MAGIC = b"OPRC"
-ASIDE = ".spool.aside-"
-"""In the name of a slot that was set aside, behind its index."""
-OPERATION_MAX = 16 << 20
-DATA_MAX = 16 << 20
 SMALL_MAX = 4096
 """Bytes that a record without data may take that is called small: names, and not much else."""
 SLOT_BYTES_MIN = 4 << 20
@@ -53,8 +54,6 @@ SLOTS_MIN = 4
 SPARE_SLOTS_MAX = 4
 RESERVED_SLOTS = 8
 """Slots beyond the limit for records that make room (commits) and for slots begun after a restart."""
-assert SLOT_HEADER.size == 64
-assert RECORD.size == 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +91,6 @@ class _Slot:
     """Number of the last operation that took data of a promised slot away."""
     data: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Start of a record's data in the slot -> (bytes of plaintext, phase)."""
-
-
-def _nonce(position: int) -> bytes:
-    return position.to_bytes(12, "big")
-
-
-def sealed_length(length: int, phase: int) -> int:
-    """Bytes on disk of `length` bytes of data whose first byte lies `phase` bytes into a chunk."""
-    return length + TAG * ((phase + length + CHUNK - 1) // CHUNK) if length else 0
 
 
 class Spool:
@@ -199,7 +189,7 @@ class Spool:
             sealed = bytearray(op_length + TAG)
             slot.file.read_into(memoryview(sealed), at)
             try:
-                operation = slot.cipher.decrypt(_nonce(at), sealed, header)
+                operation = slot.cipher.decrypt(nonce_at(at), sealed, header)
                 slot.data[data_at] = (data_length, phase)
                 self._open_data(slot, data_at, 0, memoryview(bytearray(data_length)))
             except (InvalidTag, Corrupt):
@@ -244,14 +234,14 @@ class Spool:
         RECORD.pack_into(out, 0, RECORD_MAGIC, len(operation), length, phase, number, slot.generation)
         op_end = RECORD.size + op_sealed
         seal = slot.cipher.encrypt_into
-        seal(_nonce(at + RECORD.size), operation, out[: RECORD.size], out[RECORD.size : op_end])
+        seal(nonce_at(at + RECORD.size), operation, out[: RECORD.size], out[RECORD.size : op_end])
         if length:
             view = memoryview(data)
             done, position = 0, op_end
             while done < length:
                 step = min(length - done, CHUNK - (phase + done) % CHUNK)
                 sealed_end = position + step + TAG
-                seal(_nonce(at + position), view[done : done + step], None, out[position:sealed_end])
+                seal(nonce_at(at + position), view[done : done + step], None, out[position:sealed_end])
                 done += step
                 position = sealed_end
         try:
@@ -353,7 +343,7 @@ class Spool:
             for chunk in range(first, last + 1):
                 start, stop = begin(chunk), min(begin(chunk + 1), length)
                 piece = view[position : position + stop - start + TAG]
-                nonce = _nonce(low + position)
+                nonce = nonce_at(low + position)
                 a, b = max(start, skip), min(stop, skip + len(out))
                 if a == start and b == stop:
                     slot.cipher.decrypt_into(nonce, piece, None, out[filled : filled + b - a])
