@@ -38,6 +38,10 @@ class Mount:
     """Of the last operation when the session began."""
     predecessor: Mount | None = None
     """The machine that this one takes the file system from, while that still runs."""
+    is_recovered: bool = True
+    """Its folder is there; else it has to be recovered first."""
+    may_be_refused: bool = False
+    """Another machine may have written since it was last mounted: it may have to be told to take over."""
     has_finished: bool = False
     """The work of the session is done."""
     fenced_at: int | None = None
