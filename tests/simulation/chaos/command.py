@@ -54,7 +54,7 @@ def _default_out() -> Path:
     root = Path(__file__).parents[3]
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True).stdout.strip()  # noqa: S603, S607
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True).stdout.strip()
 
     commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
     changed = "-changed" if git("status", "--porcelain", "--untracked-files=no") else ""
@@ -78,7 +78,7 @@ def _show(seed: int) -> int:
 def _summary(result: Result) -> str:
     return (
         f"seed {result.seed}: {result.operations} operations, {result.faults.total()} faults, "
-        f"{result.virtual_s:.0f} s of virtual time, {result.records} records and {result.packs} packs stored, "
+        f"{result.virtual_s:.0f} s of virtual time, {result.records} records and {result.packs} packs, "
         f"events {result.digest or '-'}"
     )
 

@@ -34,6 +34,8 @@ class Mount:
     parts: Parts | None = None
     """Of the session that runs."""
     boot: int = 0
+    identity: bytes = b""
+    """What the runs of its folder share; another one once the metadata were made anew."""
     number: int = 0
     """Of the last operation when the session began."""
     predecessor: Mount | None = None
@@ -68,6 +70,7 @@ class Mount:
         self.boot = self.client.node.boots
         self.synced = 0
         self.has_finished = False
+        self.identity = parts.journal.state.client
         self.number = parts.log.number
         self.under_way.clear()
 

@@ -98,7 +98,7 @@ class Chaos:
             spool_bytes=plan.limits.spool_bytes,
         )
         self._severity: dict[Mount, int] = {}
-        self._images: dict[Mount, Directory] = {}
+        self._images: dict[Mount, tuple[Directory, bytes]] = {}
         self._retired: list[Mount] = []
         self._ghosts: list[trio.Event] = []
 
@@ -193,7 +193,7 @@ class Chaos:
     async def _session(self, session: Session, number: int) -> None:
         mount, ending = self.main, session.ending
         if mount.boot and chance(self.plan.seed, "image", number).random() < 0.4:
-            self._images[mount] = copy.deepcopy(mount.client.node.platter.root)
+            self._images[mount] = copy.deepcopy(mount.client.node.platter.root), mount.identity
         self.world.trace.record("chaos", "session", number, ending.kind, ending.trigger, ending.at)
         if ending.kind == "takeover":
             self.endings[ending.kind] += 1
@@ -216,7 +216,9 @@ class Chaos:
         if ending.kind.endswith("burn"):
             self.main = self._machine(mount.history, ELSEWHERE)
         if ending.kind == "old_disk" and mount in self._images:
-            mount.client.node.platter.root = copy.deepcopy(self._images[mount])
+            image, identity = self._images[mount]
+            mount.client.node.platter.root = copy.deepcopy(image)
+            mount.may_be_refused = mount.may_be_refused or identity != mount.identity
             self._suffers(mount, ELSEWHERE)
 
     async def _until_taken_over(self, mount: Mount, session: Session) -> None:
