@@ -126,6 +126,10 @@ class Client:
             disk.sync_directory(directory)
         self.world.kill(self.node)
 
+    def adopt(self, other: Client) -> None:
+        """Have the keys of another machine, whose disk was copied."""
+        self.config, self.tree, self.former = other.config, other.tree, other.former
+
     def strike_at(self, strike: Callable[[Node], None], *, operation: int = 0, message: int = 0) -> None:
         """Call `strike(node)` before this machine's disk operation `operation`, or before its message
         `message`, from now on, counted from 1; 0: never."""

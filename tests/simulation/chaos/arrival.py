@@ -11,7 +11,7 @@ import trio
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.exits import sole
 from gridfs.recovering import find, plan, rebuild
-from storage.errors import Unavailable
+from storage.errors import StorageError, Unavailable
 from storage.ports import Machine
 from tests.simulation.filesystem import DATABASE, HOME, SPOOL, Client, Servers
 from tests.simulation.machine import World
@@ -21,8 +21,12 @@ RECOVERY = RecoveryKey(bytes(range(32)))
 FIRST = KeyTree(RECOVERY.master)
 
 
-class NothingThere(Exception):
-    """All servers answer, and none knows the file system."""
+class NothingThere(StorageError):
+    """The servers that answer do not know the file system."""
+
+    def __init__(self, silent: int) -> None:
+        super().__init__(f"{silent} servers are silent, the others know nothing")
+        self.silent = silent
 
 
 def with_recovery_key(servers: Servers) -> Servers:
@@ -67,9 +71,9 @@ async def recover(client: Client, *, new_keys: bool) -> bool | None:
         try:
             machine.disk.make_directory(HOME)
             found, silent = await find(machine, servers.roster, RECOVERY)
-            if found is None and not silent:
-                raise NothingThere
-            if found is None or found.heard < found.needed:
+            if found is None:
+                raise NothingThere(len(silent))
+            if found.heard < found.needed:
                 raise Unavailable(f"{len(silent)} servers are silent")
             made = plan(found, silent, servers.roster, RECOVERY, machine.entropy, new_keys=new_keys)
             rebuilt = await rebuild(machine, made, servers.roster, DATABASE, SPOOL)

@@ -180,7 +180,9 @@ class Chaos:
         """One attempt; whether the file system was taken over, None if the machine died."""
         try:
             return await recover(mount.client, new_keys=new_keys)
-        except NothingThere:
+        except NothingThere as error:
+            if error.silent:
+                raise
             if mount.history.grid.named:
                 text = f"state {mount.history.grid.named} was promised, and no server knows anything"
                 raise Violation("synced names", text) from None
@@ -225,6 +227,9 @@ class Chaos:
         """Let the session run, and after some of its operations make another machine the one that goes on."""
         reached, over = trio.Event(), trio.Event()
         self._ghosts.append(over)
+        stream = chance(self.plan.seed, "takeover", session.ending.draw)
+        await self._recover(mount)
+        image = copy.deepcopy(mount.client.node.platter.root) if stream.random() < 0.4 else None
         at = session.ending.at % len(session.operations)
 
         async def go_on() -> None:
@@ -241,6 +246,15 @@ class Chaos:
         mount.is_contested = True
         self.main = self._machine(mount.history, ELSEWHERE)
         self.main.predecessor = mount
+        if image is not None:
+            # Somebody starts a copy of its disk, from before this session.
+            self._become_copy(self.main, mount, image)
+
+    def _become_copy(self, twin: Mount, of: Mount, image: Directory) -> None:
+        self.world.trace.record(twin.name, "is a copy of", of.name)
+        twin.client.node.platter.root = image
+        twin.client.adopt(of.client)
+        twin.is_recovered = twin.may_be_refused = True
 
     async def _opened(self, mount: Mount, work: Callable[[Parts], Awaitable[None]]) -> None:
         """Open a client until it opens, and let it work; returns when it has, or when its machine died."""
@@ -276,7 +290,9 @@ class Chaos:
             raise Violation("mount", f"a mount ended by itself: {error!r}") from error
         if now - begin > PATIENCE_S:
             raise Violation("liveness", f"{name} does not open: {error!r}") from error
-        if not self.injector.for_syncs(name, begin) and not self.injector.for_disk(name, begin):
+        nothing_promised = isinstance(error, NothingThere) and not mount.history.grid.named
+        excused = self.injector.for_syncs(name, begin) or self.injector.for_disk(name, begin)
+        if not excused and not nothing_promised:
             raise Violation("availability", f"{name} does not open: {error!r}") from error
         return False
 
@@ -475,7 +491,8 @@ class Chaos:
         was_mounted = mount.boot > 0
         self.world.trace.record(mount.name, "comes back", was_mounted)
         mount.is_contested = False
-        if was_mounted:
+        newest = self.main.identity
+        if was_mounted and mount.identity != newest:
             try:
                 await mount.client.session(look, self.options)
             except TakenOver as error:
