@@ -116,6 +116,10 @@ class Spool:
         self._slots: deque[_Slot] = deque()
         self._by_index: dict[int, _Slot] = {}
         self._spare: list[tuple[int, File]] = []
+        self._torn: list[tuple[int, File]] = []
+        """Slots whose header may be half written: made free before another one begins."""
+        self._freed: list[File] = []
+        """What was torn; free for certain with the next sync."""
         self._generation = 0
         self._next_index = 0
         self._scratch = bytearray()
@@ -301,7 +305,15 @@ class Spool:
             raise Exhausted("the spool is full: every slot holds data that is not in the grid yet")
         return self._begin_slot(number)
 
+    def _free_torn(self) -> None:
+        while self._torn:
+            _, file = self._torn[-1]
+            file.write_at([bytes(SLOT_HEADER.size)], 0)
+            self._freed.append(file)
+            self._spare.append(self._torn.pop())
+
     def _begin_slot(self, number: int) -> _Slot:
+        self._free_torn()
         if self._spare:
             index, file = self._spare.pop()
         else:
@@ -315,7 +327,7 @@ class Spool:
         try:
             file.write_at([SLOT_HEADER.pack(SLOT_MAGIC, VERSION, generation, salt, previous, number)], 0)
         except OSError:
-            self._spare.append((index, file))
+            self._torn.append((index, file))
             raise
         self._generation = self._began = generation
         slot = _Slot(index, generation, file, self._cipher(salt), previous, number)
@@ -474,12 +486,15 @@ class Spool:
         number = self.last
         slots = [(slot, slot.last) for slot in self._slots if slot.last > slot.synced]
         new_names, self._has_new_names = self._has_new_names, False
+        freed, self._freed = self._freed, []
         for slot, _ in slots:
             slot.pins += 1  # its file stays open, whatever is reclaimed meanwhile
         try:
-            await self._machine.offload.run(self._sync_files, [slot.file for slot, _ in slots], new_names)
+            files = freed + [slot.file for slot, _ in slots]
+            await self._machine.offload.run(self._sync_files, files, new_names)
         except BaseException:
             self._has_new_names = self._has_new_names or new_names
+            self._freed += freed
             raise
         finally:
             for slot, _ in slots:
@@ -499,10 +514,11 @@ class Spool:
         """Close the files; what is needed stays on disk for the next `open`."""
         for slot in self._slots:
             slot.file.close()
-        for _, file in self._spare:
+        for _, file in (*self._spare, *self._torn):
             file.close()
         self._slots.clear()
         self._spare.clear()
+        self._torn.clear()
 
     def _path(self, index: int) -> str:
         return f"{self._directory}/{index:04d}.spool"

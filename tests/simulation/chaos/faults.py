@@ -314,9 +314,15 @@ class Injector:
     async def lie(self, fault: Fault, stream: random.Random) -> None:
         kind = stream.choice(KINDS)
         async with self._failing(fault, stream, kind) as node:
-            if node is not None:
-                with self.lies.told_by(node.platter, kind, stream):
-                    await trio.sleep(fault.lasts_s)
+            if node is None or ("head" in kind and not self._may_hide_records(node)):
+                return
+            with self.lies.told_by(node.platter, kind, stream):
+                await trio.sleep(fault.lasts_s)
+
+    def _may_hide_records(self, node: Node) -> bool:
+        """Fewer than W servers may deny records at once, in reckless runs too."""
+        liars = [other.name for other in self.servers.nodes if "head" in self.lies.of(other.platter)[0]]
+        return len({*liars, *self.set_back, node.name}) < self.plan.shape.quorum
 
     async def grid_power_cut(self, fault: Fault, stream: random.Random) -> None:
         """All servers lose power at one moment."""

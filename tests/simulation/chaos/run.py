@@ -359,9 +359,11 @@ class Chaos:
             raise Violation(
                 "liveness", f"not drained after {PATIENCE_S:g} s: {trouble} {gauges(mount.parts)}"
             )
-        if mount.parts.log.number > mount.number:
-            mount.promised(mount.history.last, None)
         parts = mount.parts
+        if parts.writer.unreadable and self.injector.for_disk(mount.name, begin):
+            return
+        if parts.log.number > mount.number:
+            mount.promised(mount.history.last, None)
         await self._all_zero(lambda: gauges(parts), f"after a drain of {trio.current_time() - begin:g} s")
 
     async def _all_zero(self, read: Callable[[], dict[str, int]], when: str) -> None:
