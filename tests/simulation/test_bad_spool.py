@@ -175,7 +175,10 @@ def test_small_files_of_one_pack_go_on_without_the_bad_one() -> None:
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.2, 0.5, 0.7, 0.8, 0.99])
-def test_a_slot_whose_header_was_half_written_hides_nothing_that_was_acknowledged(kept: float) -> None:
+@pytest.mark.parametrize("how", ["kill", "crash"])
+def test_a_slot_whose_header_was_half_written_hides_nothing_that_was_acknowledged(
+    kept: float, how: str
+) -> None:
     """The slot before it is freed meanwhile, and used for what comes next."""
 
     async def scenario(world: World) -> None:
@@ -196,7 +199,7 @@ def test_a_slot_whose_header_was_half_written_hides_nothing_that_was_acknowledge
         assert spool.reclaim(1) == 1
         spool.append(2, b"two", b"z" * 100)
         await spool.sync()
-        world.crash(node)
+        getattr(world, how)(node)
         again = Spool(world.boot(node), "/spool", bytes(32), 32 << 20)
         assert [record.operation for record in again.open(1)] == [b"two"]
         again.close()
