@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 from blake3 import blake3
 
 from gridfs.codec.cipher import open_blob, seal_blob
 from gridfs.codec.headkeys import HeadKeys
-from gridfs.codec.keys import KeyTree
+from gridfs.codec.keys import KeyTree, ReadTree
 from gridfs.config import Config
 from gridfs.files.checkpointing import CheckpointConfig, Checkpointer
 from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.dirty import DirtyData
 from gridfs.files.filesystem import FileSystem, FileSystemConfig
+from gridfs.files.following import FollowConfig, Follower, clear_scratch
 from gridfs.files.freezing import FreezeConfig, Freezer
 from gridfs.files.headstate import HeadState, load_head_state
 from gridfs.files.history import History
@@ -31,7 +32,15 @@ from gridfs.files.lull import Lull
 from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Prefetcher, ReadaheadConfig
 from gridfs.files.reader import Reader, ReaderConfig
-from gridfs.files.rebuilding import RebuildNeeded, finish_rebuild, rebuild
+from gridfs.files.rebuilding import (
+    Owner,
+    RebuildNeeded,
+    clear_draft,
+    finish_rebuild,
+    make_database,
+    put_in_place,
+    rebuild,
+)
 from gridfs.files.replay import replay
 from gridfs.files.spool import Spool
 from gridfs.files.stamps import Stamps
@@ -42,10 +51,11 @@ from gridfs.grid.downloader import Downloader
 from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.grid.uploader import Uploader
-from gridfs.meta.records import Settings
+from gridfs.meta.records import HeadBody, Settings
 from gridfs.meta.store import Metadata
 from gridfs.upkeep.debts import Debts, DebtsConfig
 from storage.client import StorageClient
+from storage.format.head import HeadRecord
 from storage.ports import Entropy, Machine
 
 _SPOOL_KEY = "gridfs 2026 spool key"
@@ -89,8 +99,11 @@ class Parts:
     capacity: Capacity
     debts: Debts
     heads: HeadServers
+    contents: Contents
     clients: dict[bytes, StorageClient]
     roster: Roster
+    following: Follower | None = None
+    """Of a mount that only reads what others write."""
 
 
 class LocalSealer:
@@ -107,7 +120,7 @@ class LocalSealer:
         return open_blob(self._key, data)
 
 
-def spool_key(keys: KeyTree) -> bytes:
+def spool_key(keys: KeyTree | ReadTree) -> bytes:
     """What the spool's slots are sealed under, in the end."""
     return blake3(keys.local_key, derive_key_context=_SPOOL_KEY).digest()
 
@@ -163,7 +176,74 @@ async def run_filesystem(
         local.close()
 
 
-def head_keys(config: Config, keys: KeyTree, former: tuple[KeyTree, ...] = ()) -> HeadKeys:
+@asynccontextmanager
+async def follow_filesystem(
+    machine: Machine,
+    config: Config,
+    roster: Roster,
+    keys: ReadTree,
+    database: str,
+    spool_directory: str,
+    options: MountOptions,
+) -> AsyncIterator[Parts]:
+    """Open a file system that somebody else writes, as it is now in the grid, and follow what is written
+    until the block is left.
+
+    Raises NotEnoughServers where no quorum of head servers answers, and what reading the grid raises.
+    """
+    options = replace(options, read_only=True, atime=False)
+    async with (
+        connected(machine, roster) as clients,
+        reach(config, roster, head_keys(config, keys), clients) as grid,
+    ):
+        clear_scratch(machine.disk, spool_directory)
+        sealer = LocalSealer(keys.local_key, machine.entropy)
+        local = _open_local(machine, keys, sealer, database, spool_directory, options)
+        _use_known_heads(config, grid, local.head_state)
+        try:
+            running = _build(machine, config, grid, options, local)
+            parts = running.parts
+            log, metadata = local.log, local.log.metadata
+
+            async def remake(newest: HeadRecord, body: HeadBody) -> None:
+                draft = clear_draft(machine.disk, database)
+                owner = Owner(0o755, 0, 0, 0)
+                await make_database(machine, grid.downloader, sealer, body, draft, owner, newest.epoch)
+                metadata.close()
+                put_in_place(machine.disk, database)
+                metadata.switch(database, vfs=machine.disk.sqlite_vfs)
+                log.begin_anew()
+                local.dirty.forget_all()
+                parts.prefetcher.reader.forget()
+
+            following = Follower(
+                log,
+                local.dirty,
+                parts.contents,
+                grid.heads,
+                grid.history,
+                local.head_state,
+                remake,
+                FollowConfig(),
+            )
+            await following.catch_up()
+            async with trio.open_nursery() as nursery:
+                for run in (*running.tasks, following.run):
+                    await nursery.start(run)
+                yield replace(parts, following=following)
+                nursery.cancel_scope.cancel()
+            log.commit()
+        finally:
+            local.close()
+
+
+def _use_known_heads(config: Config, grid: Grid, state: HeadState) -> None:
+    """The list of head servers that was known last, where the configuration has an older one."""
+    if state.heads is not None and state.heads.generation >= config.head_generation:
+        grid.heads.use(state.heads, state.leaving)
+
+
+def head_keys(config: Config, keys: KeyTree | ReadTree, former: tuple[KeyTree, ...] = ()) -> HeadKeys:
     """As whom a file system's client speaks to the head servers."""
     first_key = config.first_key or keys.verifying_key
     return HeadKeys(keys, first_key, config.recovery_public, config.succession, former)
@@ -251,9 +331,7 @@ async def _claimed(
     sealer = LocalSealer(keys.local_key, machine.entropy)
     while True:
         local = _open_local(machine, keys, sealer, database, spool_directory, options)
-        state = local.head_state
-        if state.heads is not None and state.heads.generation >= config.head_generation:
-            grid.heads.use(state.heads, state.leaving)
+        _use_known_heads(config, grid, local.head_state)
         try:
             running = _build(machine, config, grid, options, local)
             if not options.read_only:
@@ -276,7 +354,7 @@ async def _claimed(
 
 def _open_local(
     machine: Machine,
-    keys: KeyTree,
+    keys: KeyTree | ReadTree,
     sealer: LocalSealer,
     database: str,
     spool_directory: str,
@@ -365,6 +443,7 @@ def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, 
         capacity=capacity,
         debts=debts,
         heads=grid.heads,
+        contents=contents,
         clients=grid.clients,
         roster=grid.roster,
     )

@@ -212,7 +212,10 @@ class Claimer:
         if is_ahead:
             await self._roll_forward(newest, body, keeps_spool=is_known)
         if carried:
+            before = self._log.number
             self._carrying.restored(restore(self._log, self._dirty, carried))
+            if self._log.number > before:
+                logger.warning("synced data of %d records was brought back from the head log", len(carried))
         state.sequence = newest.sequence
         if is_latest or claim.is_kept:
             state.shipped = max(state.shipped, body.last)

@@ -67,9 +67,7 @@ async def rebuild(
     What is there is set aside first, once the new one is whole. Raises what reading packs raises.
     """
     disk = machine.disk
-    draft = f"{database}.new"
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        _remove(disk, draft + suffix)
+    draft = clear_draft(disk, database)
     epoch, root = needed.newest.epoch, needed.root
     owner = Owner(root.mode & PERMISSIONS, root.uid, root.gid, root.mtime)
     number = await make_database(machine, downloader, sealer, needed.body, draft, owner, epoch)
@@ -123,12 +121,33 @@ async def make_database(
     return number
 
 
+def put_in_place(disk: Disk, database: str) -> None:
+    """Put the draft of `make_database` in the place of a database that is closed and of no use any more."""
+    for suffix in ("-wal", "-shm"):
+        _remove(disk, database + suffix)
+    disk.replace(draft_of(database), database)
+    disk.sync_directory(_parent(database))
+
+
+def clear_draft(disk: Disk, database: str) -> str:
+    """Remove what a process left that ended in the making; returns the draft's path."""
+    draft = draft_of(database)
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        _remove(disk, draft + suffix)
+    return draft
+
+
+def draft_of(database: str) -> str:
+    """Where a database is made that is to take another's place."""
+    return f"{database}.new"
+
+
 def finish_rebuild(disk: Disk, database: str) -> None:
     """Where a process ended between the two renames of `rebuild`, make the second one."""
     names = disk.names(_parent(database))
     name = database.rpartition("/")[2]
-    if name not in names and f"{name}.new" in names:
-        disk.replace(f"{database}.new", database)
+    if name not in names and draft_of(name) in names:
+        disk.replace(draft_of(database), database)
         disk.sync_directory(_parent(database))
 
 

@@ -72,6 +72,17 @@ class Claim:
         return len(self.promised)
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """Records that a reader has not seen yet."""
+
+    answered: Collection[ServerId]
+    newest: HeadRecord | None
+    """The newest of any server; it may be given up, where fewer than a quorum have it."""
+    kept: HeadRecord | None
+    """The newest that a quorum has."""
+
+
 class HeadServers:
     """The head servers of one file system.
 
@@ -166,6 +177,22 @@ class HeadServers:
         answers = await self._ask_all(ask, what, "seeing" if surely else "none", until="seeing")
         found = {record.record_hash(): record for records in answers.values() for record in records}
         return sorted(found.values(), key=lambda record: record.stamp)
+
+    async def news(self, after: tuple[int, int] | None) -> News:
+        """What the servers that answer have behind the stamp `after`."""
+
+        async def ask(_: ServerId, client: HeadClient) -> list[HeadRecord]:
+            return await client.head_read(self._log, after, LOG_BYTES_MAX)
+
+        answers = await self._ask_all(ask, "reading the head log", "none", until="quorum")
+        holders: dict[HeadRecord, set[ServerId]] = {}
+        for server, records in answers.items():
+            for record in records:
+                if self._is_genuine is None or self._is_genuine(record):
+                    holders.setdefault(record, set()).add(server)
+        newest_first = sorted(holders, key=lambda record: record.stamp, reverse=True)
+        kept = next((each for each in newest_first if self._are("quorum", holders[each])), None)
+        return News(answers.keys(), newest_first[0] if newest_first else None, kept)
 
     async def append(self, record: HeadRecord) -> None:
         """Store a record on a quorum of servers. Raises Conflict if too few took it and any says that another
