@@ -222,6 +222,7 @@ async def follow_filesystem(
                 parts.contents,
                 grid.heads,
                 grid.history,
+                grid.keys,
                 local.head_state,
                 remake,
                 FollowConfig(),

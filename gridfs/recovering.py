@@ -71,7 +71,7 @@ async def find(
     clients: Mapping[bytes, StorageClient], recovery: RecoveryKey
 ) -> tuple[Found | None, Mapping[bytes, str]]:
     """The newest record that can be found, and which servers are silent and why."""
-    answers = await ask(clients, recovery)
+    answers = await ask(clients, recovery.log)
     return judge(answers, recovery), answers.silent
 
 

@@ -236,6 +236,18 @@ def status(
 
 
 @app.command()
+def follow(
+    name: Name,
+    servers: Annotated[Path, typer.Option(help="File with one access line per storage server.")],
+    read_key_file: Annotated[Path, typer.Option(help="What `gridfs key read` wrote.")],
+) -> None:
+    """Make a file system here that another machine writes, to be read only."""
+    from gridfs.cli.follow import follow_filesystem
+
+    follow_filesystem(name, servers, read_key_file)
+
+
+@app.command()
 def heads(
     name: Annotated[str, typer.Argument(metavar="NAME|MOUNTPOINT")],
     add: Annotated[
@@ -291,6 +303,14 @@ def key_change(
     from gridfs.cli.key import change_key
 
     change_key(name, slot, passphrase_command)
+
+
+@key_app.command("read")
+def key_read(name: Name, output: Annotated[Path, typer.Option(help="File to write it into.")]) -> None:
+    """Write the read key, for machines that shall read everything and write nothing."""
+    from gridfs.cli.follow import write_read_key
+
+    write_read_key(name, output)
 
 
 @key_app.command("recovery")

@@ -96,6 +96,8 @@ def _look_at_daemon(name: str, home: Home, mountpoint: str | None, config: Confi
 
 
 def _leftover(home: Home) -> Leftover:
+    if home.is_follower:
+        return Leftover(0, 0, is_exact=True, aside=0)
     return leftover(system_machine().disk, home.database_path, home.spool_path)
 
 

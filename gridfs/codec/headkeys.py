@@ -6,7 +6,7 @@ that the recovery key endorsed it. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from gridfs.codec.keys import KeyTree, ReadTree, sign
@@ -64,6 +64,12 @@ class HeadKeys:
             return any(fits(signer, record.signature, signed) for signer in signers)
 
         return is_genuine
+
+    def are_replaced(self, successions: Iterable[Succession | None]) -> bool:
+        """Whether the recovery key has made other keys than these the current ones, by what servers show."""
+        genuine = [each for each in successions if each and each.is_endorsed(self.log, self.recovery_public)]
+        youngest = max(genuine, key=lambda each: each.generation, default=None)
+        return youngest is not None and youngest.verifying_key != self.tree.verifying_key
 
     def yields_to(self, succession: Succession | None) -> bool:
         """Whether the recovery key has made a younger generation than this.

@@ -10,13 +10,14 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from gridfs.assembly import MountOptions, Parts, open_filesystem
-from gridfs.codec.keys import KeyTree
+from gridfs.assembly import MountOptions, Parts, follow_filesystem, open_filesystem
+from gridfs.codec.keys import KeyTree, ReadTree
 from gridfs.config import Config
 from gridfs.control.server import ControlServer
 from gridfs.daemon.report import mount_report
@@ -40,7 +41,7 @@ class MountRequest:
     home: Home
     config: Config
     roster: Roster
-    keys: KeyTree
+    keys: KeyTree | ReadTree
     mountpoint: str
     options: MountOptions
 
@@ -57,17 +58,18 @@ def run_daemon(request: MountRequest, ready: Callable[[list[str]], None]) -> Non
         raise sole(group) from None
 
 
+def _opened(request: MountRequest) -> AbstractAsyncContextManager[Parts]:
+    home, keys = request.home, request.keys
+    where = (home.database_path, home.spool_path, request.options)
+    machine = system_machine()
+    if isinstance(keys, ReadTree):
+        return follow_filesystem(machine, request.config, request.roster, keys, *where)
+    return open_filesystem(machine, request.config, request.roster, keys, *where)
+
+
 async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
     home = request.home
-    async with open_filesystem(
-        system_machine(),
-        request.config,
-        request.roster,
-        request.keys,
-        home.database_path,
-        home.spool_path,
-        request.options,
-    ) as parts:
+    async with _opened(request) as parts:
         session = Session(
             parts.files,
             SessionConfig(
@@ -96,6 +98,8 @@ async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> Non
         async with trio.open_nursery() as nursery:
             await nursery.start(control.run)
             await session.open()
+            if parts.following is not None:
+                parts.following.changed = session.forget
             home.note_holder(request.mountpoint)
             nursery.start_soon(_stop_on_signal, session)
             try:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import trio
 
+from gridfs.codec.headkeys import HeadKeys
 from gridfs.files.contents import Contents
 from gridfs.files.dirty import DirtyData
 from gridfs.files.headstate import HeadState, save_head_state
@@ -29,7 +30,7 @@ from gridfs.grid.errors import GridError
 from gridfs.grid.heads import HeadServers
 from gridfs.meta.operations import Write, encode
 from gridfs.meta.records import CarriedData, HeadBody
-from storage.errors import StorageError
+from storage.errors import Refused, StorageError
 from storage.format.head import HeadRecord
 from storage.ports import Disk
 
@@ -55,6 +56,7 @@ class Follower:
         contents: Contents,
         heads: HeadServers,
         history: History,
+        keys: HeadKeys,
         state: HeadState,
         remake: Remake,
         config: FollowConfig,
@@ -65,6 +67,7 @@ class Follower:
         self._contents = contents
         self._heads = heads
         self._history = history
+        self._keys = keys
         self._state = state
         self._remake = remake
         self._config = config
@@ -78,8 +81,13 @@ class Follower:
         """Told the inodes whose content or attributes are others now."""
         self.trouble: str | None = None
         """Why nothing newer can be seen just now, in words."""
-        self.seen_at = trio.current_time()
+        self._seen_at = trio.current_time()
         """When the head servers last told what is newest."""
+
+    @property
+    def seconds_behind(self) -> float:
+        """Since when what is shown may be old."""
+        return trio.current_time() - self._seen_at
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled."""
@@ -108,7 +116,7 @@ class Follower:
         """Show the newest record that counts; returns whether that was news. Raises NotEnoughServers where
         no quorum answers, and what reading the grid raises; what was shown before stays then."""
         newest = await self._find()
-        self.seen_at = trio.current_time()
+        self._seen_at = trio.current_time()
         if newest is None:
             return False
         body = self._history.body(newest)
@@ -140,7 +148,17 @@ class Follower:
         while news.newest is not None and self._turn_to(self._history.body(news.newest)):
             news = await heads.news(shown.stamp if shown else None)
         heads.require("quorum", news.answered, "reading the head log")
+        if news.strange and news.kept is None:
+            await self._check_keys()
         return news.kept
+
+    async def _check_keys(self) -> None:
+        """Raise Refused where others sign the records now."""
+        if self._keys.are_replaced(standing.succession for standing in await self._heads.look()):
+            raise Refused(
+                "the file system has new keys since the read key was written: ask for another one "
+                "(gridfs key read), forget this folder and follow anew"
+            )
 
     def _turn_to(self, body: HeadBody) -> bool:
         """Ask the head servers that the newest record names, from now on; returns whether these are others.

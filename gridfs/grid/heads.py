@@ -81,6 +81,8 @@ class News:
     """The newest of any server; it may be given up, where fewer than a quorum have it."""
     kept: HeadRecord | None
     """The newest that a quorum has."""
+    strange: bool
+    """Whether any server has records that are not genuine, or of keys that we do not know."""
 
 
 class HeadServers:
@@ -186,13 +188,16 @@ class HeadServers:
 
         answers = await self._ask_all(ask, "reading the head log", "none", until="quorum")
         holders: dict[HeadRecord, set[ServerId]] = {}
+        is_strange = False
         for server, records in answers.items():
             for record in records:
-                if self._is_genuine is None or self._is_genuine(record):
+                if self._is_genuine is not None and not self._is_genuine(record):
+                    is_strange = True
+                else:
                     holders.setdefault(record, set()).add(server)
         newest_first = sorted(holders, key=lambda record: record.stamp, reverse=True)
         kept = next((each for each in newest_first if self._are("quorum", holders[each])), None)
-        return News(answers.keys(), newest_first[0] if newest_first else None, kept)
+        return News(answers.keys(), newest_first[0] if newest_first else None, kept, is_strange)
 
     async def append(self, record: HeadRecord) -> None:
         """Store a record on a quorum of servers. Raises Conflict if too few took it and any says that another
