@@ -230,7 +230,7 @@ async def reach(
     uploader = Uploader(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server
     )
-    heads = HeadServers(clients, config.head_servers, roster, keys.log, config.quorum, keys.verifier())
+    heads = HeadServers(clients, config.head_list, roster, keys.log, keys.verifier())
     async with trio.open_nursery() as nursery:
         await nursery.start(downloader.run)
         yield Grid(clients, roster, downloader, uploader, heads, History(heads, downloader, keys), keys)
@@ -251,11 +251,13 @@ async def _claimed(
     sealer = LocalSealer(keys.local_key, machine.entropy)
     while True:
         local = _open_local(machine, keys, sealer, database, spool_directory, options)
+        state = local.head_state
+        if state.heads is not None and state.heads.generation >= config.head_generation:
+            grid.heads.use(state.heads, state.leaving)
         try:
             running = _build(machine, config, grid, options, local)
             if not options.read_only:
-                enough = len(config.head_servers) - config.quorum + 1
-                await running.parts.journal.claim(enough, claim)
+                await running.parts.journal.claim(claim)
                 running.parts.files.namespace.drop_orphans()
             return local, running
         except RebuildNeeded as needed:
@@ -332,14 +334,7 @@ def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, 
         grid.history,
         grid.keys,
         head_state,
-        JournalConfig(
-            config.k,
-            config.n,
-            config.quorum,
-            settings,
-            config.head_generation,
-            takes_over=options.takeover,
-        ),
+        JournalConfig(config.k, config.n, settings, takes_over=options.takeover),
     )
     namespace = Namespace(log, contents, stamps)
     trees = Trees(log, dirty, contents, namespace, journal, stamps, TreesConfig())
@@ -353,7 +348,7 @@ def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, 
         capacity,
         machine.offload,
         stamp=lambda: head_state.stamp,
-        is_allowed=lambda: files.writable and journal.claimed,
+        is_allowed=lambda: files.writable and journal.is_owner,
         config=DebtsConfig(),
     )
     writing = (log.run, writer.run, checkpointer.run, journal.run, trees.run, debts.run)

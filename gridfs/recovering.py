@@ -23,9 +23,9 @@ from gridfs.assembly import Grid, LocalSealer, MountOptions, Parts, head_keys, r
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
 from gridfs.exits import LOCKED, CommandError, sole
+from gridfs.files.claiming import TakenOver
 from gridfs.files.finding import Found, ask, judge
 from gridfs.files.headstate import NOBODY, HeadState, load_head_state, save_head_state
-from gridfs.files.journal import TakenOver
 from gridfs.files.rebuilding import Owner, make_database
 from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.heads import Claim
@@ -93,11 +93,12 @@ def plan(
     then somebody has decided to take it for that.
     """
     settings, body = found.body.settings, found.body
-    heads, list_generation = tuple(body.head_servers), body.generation
-    if found.heard < (body.quorum if gives_up else found.needed):
+    heads, list_generation = body.heads.servers, body.heads.generation
+    if found.lacking("quorum" if gives_up else "seeing") is not None:
         heads, list_generation = _other_heads(found, silent, roster), list_generation + 1
-    elif new_keys and found.heard < body.quorum:
-        raise NotEnoughServers("giving the file system new keys", found.heard, body.quorum)
+    elif new_keys and (lacking := found.lacking("quorum")) is not None:
+        have = lacking.count(found.answered)
+        raise NotEnoughServers("giving the file system new keys", have, lacking.quorum)
     tree, former, succession, epoch = found.tree, found.former, found.succession, found.epoch
     if new_keys:
         former, tree, epoch = (*former, tree), KeyTree(entropy.token(32)), 0
@@ -126,7 +127,7 @@ def _other_heads(found: Found, silent: Mapping[bytes, str], roster: Roster) -> t
     wanted = settings.happy if settings.shares_per_server == 1 else 1
     if len(there) < wanted:
         raise NotEnoughServers("finding other head servers", len(there), wanted)
-    there.sort(key=lambda server: server not in found.body.head_servers)
+    there.sort(key=lambda server: server not in found.body.heads.servers)
     return tuple(there[: max(settings.n, 2 * settings.happy - 1)])
 
 
@@ -156,11 +157,13 @@ async def rebuild(
     machine.disk.make_directory(spool_directory)
     try:
         async with reach(plan.config, roster, keys, clients) as grid:
+            if plan.config.head_generation == found.body.heads.generation:
+                grid.heads.use(found.body.heads, found.body.leaving)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(grid.history.recall, found.record)
                 making = (machine, grid.downloader, sealer, found.body, database, owner, plan.epoch)
                 nursery.start_soon(make_database, *making)
-                claim = await _claim(grid, keys.claim(state.epoch, state.mount_id), plan.config.quorum)
+                claim = await _claim(grid, keys.claim(state.epoch, state.mount_id))
             if claim is not None:
                 _note_claim(machine, sealer, database, state)
             options = MountOptions()
@@ -174,14 +177,13 @@ async def rebuild(
         raise cause from None
 
 
-async def _claim(grid: Grid, claim: HeadClaim, quorum: int) -> Claim | None:
+async def _claim(grid: Grid, claim: HeadClaim) -> Claim | None:
     """Claim the next epoch; None where somebody has it already, which the journal looks into. Without a
     quorum the machine that wrote last might go on."""
-    answer = await grid.heads.claim(claim, quorum)
+    answer = await grid.heads.claim(claim, patient=True)
     if answer.refused:
         return None
-    if answer.promises < quorum:
-        raise NotEnoughServers("taking over from another client", answer.promises, quorum)
+    grid.heads.require("quorum", answer.promised, "taking over from another client")
     return answer
 
 
@@ -196,7 +198,7 @@ def _note_claim(machine: Machine, sealer: LocalSealer, database: str, claimed: H
 
 async def _take_over(parts: Parts, plan: Plan, began: float) -> Rebuilt:
     is_begun = False
-    if parts.journal.claimed or plan.is_successor:
+    if parts.journal.is_owner or plan.is_successor:
         with trio.move_on_after(BEGIN_S_MAX):
             await parts.journal.begun()
             is_begun = True

@@ -93,6 +93,11 @@ class AppendFile:
             file.close()
             raise
 
+    @property
+    def broken(self) -> str | None:
+        """Why nothing can be written any more; then entries that were not acknowledged may be in the file."""
+        return self._broken
+
     def batch(self) -> AppendBatch:
         return AppendBatch(self.number, self.end)
 

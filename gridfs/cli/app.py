@@ -235,6 +235,24 @@ def status(
     show_status(name, json_output=json_output)
 
 
+@app.command()
+def heads(
+    name: Annotated[str, typer.Argument(metavar="NAME|MOUNTPOINT")],
+    add: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="SERVER", help="Its number in the servers file, or digits of its id."),
+    ] = None,
+    remove: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="SERVER", help="The same, of one that keeps the head log now."),
+    ] = None,
+) -> None:
+    """Show the servers that keep the head log, or let others keep it. The file system must be mounted."""
+    from gridfs.cli.heads import change_heads
+
+    change_heads(name, add or [], remove or [])
+
+
 @key_app.command("show")
 def key_show(name: Name) -> None:
     """Which slots the key file has, and how they open."""

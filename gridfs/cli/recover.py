@@ -78,7 +78,7 @@ async def _recover(
     found, silent = await find(clients, recovery)
     if found is None:
         raise _nothing(roster, silent, request)
-    if found.heard < found.body.quorum and not request.accept_older:
+    if found.lacking("quorum") is not None and not request.accept_older:
         raise CommandError(_too_few(found, silent, roster), GRID_UNREACHABLE)
     print(f"found {_describe(found)}", flush=True)
     made = plan(
@@ -144,15 +144,18 @@ def _describe(found: Found) -> str:
 
 def _too_few(found: Found, silent: Mapping[bytes, str], roster: Roster) -> str:
     """Why head servers that are silent are in the way."""
-    heads = found.body.head_servers
-    away = [roster.name(server) for server in heads if server in silent or roster.get(server) is None]
+    unseen, lacking = found.lacking("seeing"), found.lacking("quorum")
+    assert lacking is not None
+    heads = unseen or lacking
+    away = [roster.name(server) for server in heads.servers if server not in found.answered]
     names = ", ".join(away[:6]) + (f" and {len(away) - 6} more" if len(away) > 6 else "")
-    heard, needed, quorum = found.heard, found.needed, found.body.quorum
-    if heard < needed:
+    heard = heads.count(found.answered)
+    if unseen is not None:
+        needed = heads.needed("seeing")
         why = f"but there may be a newer state: {heard} of the {needed} head servers needed answer"
         ways = "start them, or give up what they have with --accept-older"
     else:
-        why = f"the newest, but to go on from it {quorum} head servers are needed, and {heard} answer"
+        why = f"the newest, but to go on from it {heads.quorum} head servers are needed, and {heard} answer"
         ways = "start them, or put others in their place with --accept-older"
     return f"found {_describe(found)}, {why}; silent: {names}; {ways}"
 

@@ -24,6 +24,7 @@ from gridfs.exits import sole
 from gridfs.fuse.session import Session, SessionConfig, tune_allocator
 from gridfs.grid.roster import Roster
 from gridfs.host.home import Home
+from gridfs.upkeep.headlist import changed
 from storage.system import system_machine
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,12 @@ async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> Non
             report = mount_report(parts, request, mounted=state["mounted"])
             return report | {"init": session.init, "calls": session.statistics()}
 
-        control = ControlServer(home, parts.files, status)
+        async def change_heads(add: list[str], remove: list[str]) -> None:
+            parts.files.require_writable()
+            now = changed(request.config, parts.roster, parts.heads.now, add, remove)
+            await parts.journal.change_heads(now)
+
+        control = ControlServer(home, parts.files, status, change_heads)
         async with trio.open_nursery() as nursery:
             await nursery.start(control.run)
             await session.open()

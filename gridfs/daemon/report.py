@@ -26,7 +26,8 @@ def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[
         "k": config.k,
         "n": config.n,
         "happy": config.happy,
-        "quorum": config.quorum,
+        "quorum": parts.heads.now.quorum,
+        "heads": _heads(parts),
         "fsync": request.options.fsync,
         "servers": servers,
         "health": _health(parts, servers),
@@ -55,6 +56,23 @@ def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[
         "hedging": _slots(reads.hedging),
         "uploads": _slots(uploads),
         "debts": _slots(parts.debts.statistics),
+    }
+
+
+def _heads(parts: Parts) -> dict[str, Any]:
+    heads, clients = parts.heads, parts.clients
+
+    def state(server: bytes) -> str:
+        return clients[server].state if server in clients else "not in the servers file"
+
+    return {
+        "generation": heads.now.generation,
+        "quorum": heads.now.quorum,
+        "servers": [
+            {"name": parts.roster.name(server), "id": server.hex(), "state": state(server)}
+            for server in heads.now.servers
+        ],
+        "leaving": [server.hex() for server in heads.leaving.servers] if heads.leaving else [],
     }
 
 

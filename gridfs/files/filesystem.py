@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 BLOCK_SIZE = 4096
 ROOM_BYTES = 1 << 20
 """Room in the spool that a create, or an open for writing, wants to see."""
+UNREADABLE_S = 10.0
+"""How long an unmount waits for operations that may wait for bytes that cannot be read."""
 ACCESS_TIMES_S = 2.0
 """How long an unmount waits for access times to reach the grid."""
 
@@ -280,7 +282,11 @@ class FileSystem:
             if not self._writer.idle:  # a pack is on its way that a truncate has emptied
                 await self._writer.progressed()
         while self._journal.up_to < self._log.number:  # shipping itself may record an operation
-            await self._journal.shipped(self._log.number)
+            with trio.move_on_after(UNREADABLE_S):
+                await self._journal.shipped(self._log.number)
+            if self._journal.up_to < self._log.number and self._writer.unreadable:
+                logger.error("what waits for those bytes stays there, too")
+                break
         await self._settle_access_times()
         await self._log.make_durable()
 

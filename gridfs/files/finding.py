@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import trio
 
+from gridfs.codec.headlist import HeadList, Need
 from gridfs.codec.keys import KeyTree, RecoveryKey, WrongKey
 from gridfs.grid.heads import HeadClient
 from gridfs.meta.operations import Commit, Drop, Operation, Retire, SetAttributes, Together, decode
@@ -46,13 +47,13 @@ class Found:
     """Keys of all other generations."""
     epoch: int
     """The highest that any server has promised."""
-    heard: int
-    """Head servers that answered."""
+    answered: frozenset[bytes]
+    """Servers that did."""
 
-    @property
-    def needed(self) -> int:
-        """Head servers that must answer, so that no newer record can be hidden."""
-        return len(self.body.head_servers) - self.body.quorum + 1
+    def lacking(self, need: Need) -> HeadList | None:
+        """A list of head servers of which fewer answered than that; None if there is none."""
+        lists = [each for each in (self.body.heads, self.body.leaving) if each is not None]
+        return next((each for each in lists if each.count(self.answered) < each.needed(need)), None)
 
     @property
     def newest_time(self) -> int | None:
@@ -113,9 +114,8 @@ def judge(answers: Answers, recovery: RecoveryKey) -> Found | None:
     masters = lines[succession] if succession else ()
     tree = trees[masters[-1]] if masters else first
     former = tuple(other for other in trees.values() if other.master != tree.master)
-    heard = sum(server in answers.standings for server in body.head_servers)
     epoch = max(standing.epoch for standing in standings)
-    return Found(record, body, tree, succession, masters, former, epoch, heard)
+    return Found(record, body, tree, succession, masters, former, epoch, frozenset(answers.standings))
 
 
 def _newest(

@@ -173,8 +173,7 @@ class History:
         recalled = self._recall_of(newest)
         if recalled is not None and recalled.records is not None:
             return recalled.records
-        enough = len(body.head_servers) - body.quorum + 1
-        return await self._heads.records(min(enough, len(self._heads.servers)))
+        return await self._heads.records(surely=True)
 
     async def _base(self, newest: HeadRecord, body: HeadBody) -> tuple[Base, JournalBody | None]:
         """What a record rests on, and its newest journal pack where that had to be read to know."""

@@ -14,15 +14,14 @@ import msgspec
 
 from gridfs.files.aside import asides_of
 from gridfs.files.headstate import load_head_state
-from gridfs.files.spool import (
+from gridfs.files.spoolformat import (
     ASIDE,
     CHUNK,
     RECORD,
     RECORD_MAGIC,
     SLOT_HEADER,
-    SLOT_MAGIC,
     TAG,
-    VERSION,
+    read_header,
     sealed_length,
 )
 from gridfs.meta.store import Metadata
@@ -116,18 +115,15 @@ def survey(disk: Disk, directory: str) -> Survey:
 def _headers(file: File) -> Iterator[tuple[int, int]]:
     """(number, bytes of data) of the records in one slot, up to the first that cannot be."""
     size = file.size()
-    header = bytearray(SLOT_HEADER.size)
-    if file.read_into(memoryview(header), 0) < len(header):
+    slot = read_header(file, "a slot")
+    if slot is None:
         return
-    magic, version, slot_generation, _, _, begin = SLOT_HEADER.unpack(header)
-    if magic != SLOT_MAGIC or version != VERSION:
-        return
-    end, expected = SLOT_HEADER.size, begin
+    end, expected = SLOT_HEADER.size, slot.begin
     head = bytearray(RECORD.size)
     while end + RECORD.size + TAG <= size:
         file.read_into(memoryview(head), end)
         magic, op_length, data_length, phase, number, generation = RECORD.unpack(head)
-        if magic != RECORD_MAGIC or (generation, number) != (slot_generation, expected) or phase >= CHUNK:
+        if magic != RECORD_MAGIC or (generation, number) != (slot.generation, expected) or phase >= CHUNK:
             return
         end += RECORD.size + op_length + TAG + sealed_length(data_length, phase)
         if end > size:

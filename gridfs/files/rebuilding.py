@@ -115,6 +115,7 @@ async def make_database(
         await _load(machine, downloader, sealer, root, path)
     with closing(Metadata.open(path, sealer, vfs=vfs)) as metadata:
         state = HeadState(epoch, NOBODY, shipped=number, gathered=number, emptied=number)
+        state.heads, state.leaving = body.heads, body.leaving
         save_head_state(metadata, state)
         save_base(metadata, Base(body.checkpoint, number))
         metadata.commit()

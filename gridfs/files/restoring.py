@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from gridfs.files.dirty import DirtyData
 from gridfs.files.log import OperationLog
 from gridfs.files.overlay import Overlay, Piece, Source
-from gridfs.files.spool import CHUNK
+from gridfs.files.spoolformat import CHUNK
 from gridfs.meta.operations import Commit, Drop, Operation, SetAttributes, Together, Write, decode
 from gridfs.meta.records import CarriedData
 

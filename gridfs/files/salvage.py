@@ -15,7 +15,8 @@ from gridfs.files.dirty import DirtyData
 from gridfs.files.headstate import load_head_state
 from gridfs.files.log import LogConfig, OperationLog
 from gridfs.files.replay import redo
-from gridfs.files.spool import ASIDE, Spool
+from gridfs.files.spool import Spool
+from gridfs.files.spoolformat import ASIDE
 from gridfs.meta.operations import (
     Attach,
     Clone,

@@ -53,6 +53,8 @@ class WriterConfig:
     """Sealed bytes in memory, all flights together."""
     retry_s: float = 0.5
     retry_s_max: float = 5.0
+    unreadable_s: float = 30.0
+    """Bytes that the spool did not give back are asked for again after this long."""
     poll_s: float = 1.0
     """While anything is dirty, the freezer is asked this often for what became idle."""
 
@@ -108,6 +110,8 @@ class Writer:
         self.bytes_stored = 0
         self._unreadable: dict[int, tuple[str, list[Run]]] = {}
         """By inode: why its bytes could not be read back from the spool, and which."""
+        self._again_at = 0.0
+        """When these are tried again, though nobody asks for them."""
 
     # ---- what others tell the writer
 
@@ -212,6 +216,9 @@ class Writer:
             task_status.started()
             while True:
                 self._wake = trio.Event()
+                if trio.current_time() >= self._again_at:
+                    for ino in list(self._unreadable):
+                        self._try_again(ino)
                 while self._halted is None and (flight := self._freezer.select()) is not None:
                     self._prepare(flight)
                     await self._admit(flight.cost)
@@ -271,6 +278,7 @@ class Writer:
             self._flights.remove(flight)
             self.sealed_bytes -= flight.cost
         if unread:
+            self._again_at = trio.current_time() + self._config.unreadable_s
             self._progress_made()
 
     def _try_again(self, ino: int) -> None:

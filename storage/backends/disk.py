@@ -236,6 +236,8 @@ class DiskBackend:
                 await busy.wait()
             if share.key in mine or self.has([share.key])[0]:
                 continue
+            # An entry may speak of the file that is there, though the index does not know of it.
+            self._require_whole()
             mine[share.key] = None
             self._writing[share.key] = trio.Event()
             try:
@@ -260,9 +262,14 @@ class DiskBackend:
 
     # The committing task
 
+    def _require_whole(self) -> None:
+        """Raises Unavailable where log and index went different ways until the next start."""
+        broken = self._broken or self._directory_open.volumes.broken
+        if broken:
+            raise Unavailable(broken)
+
     async def _commit(self, tickets: Sequence[Ticket[Operation, list[bool]]]) -> None:
-        if self._broken:
-            raise Unavailable(self._broken)
+        self._require_whole()
         opened = self._directory_open
         try:
             self._forget_lost(opened)
@@ -296,7 +303,13 @@ class DiskBackend:
         sync = self._config.sync != SyncPolicy.NONE
         if sync:
             opened.files.sync(plan.written)
-        logged = log_changes(opened.volumes, plan.changes, sync)
+        try:
+            logged = log_changes(opened.volumes, plan.changes, sync)
+        except StorageError:
+            # Where the log cannot be cut again, the next start may find the entries: the files stay.
+            for written in plan.written:
+                written.committed = opened.volumes.broken is not None
+            raise
         for written in plan.written:
             written.committed = True
         return logged

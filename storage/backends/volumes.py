@@ -95,6 +95,11 @@ class Volumes:
         self._active = fresh
         self.sizes[number] = fresh.end
 
+    @property
+    def broken(self) -> str | None:
+        """Why nothing can be written any more; then entries that were not acknowledged may be there."""
+        return self.active.broken
+
     def write(self, batch: AppendBatch, *, sync: bool) -> None:
         """Append a batch to the newest volume. Raises Exhausted or Unavailable; then nothing of it stays."""
         self.active.write(batch, sync=sync)

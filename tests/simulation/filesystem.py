@@ -95,6 +95,9 @@ class Client:
 
     def __init__(self, world: World, servers: Servers, name: str = "client") -> None:
         self.world, self.servers = world, servers
+        self.config: Config = servers.config
+        self.tree = KEYS
+        self.former: tuple[KeyTree, ...] = ()
         self.node = world.add(name)
         self.operations = 0
         """Disk operations of this machine so far."""
@@ -122,11 +125,15 @@ class Client:
         machine = self.node.machine
         assert machine is not None
         disk.make_directory(SPOOL)
-        sealer = LocalSealer(KEYS.local_key, machine.entropy)
+        sealer = LocalSealer(self.tree.local_key, machine.entropy)
         Metadata.create(DATABASE, sealer, vfs=disk.sqlite_vfs).close()
         for directory in (HOME, "/home", "/"):
             disk.sync_directory(directory)
         self.world.kill(self.node)
+
+    def adopt(self, other: Client) -> None:
+        """Have the keys of another machine, whose disk was copied."""
+        self.config, self.tree, self.former = other.config, other.tree, other.former
 
     def strike_at(self, strike: Callable[[Node], None], *, operation: int = 0, message: int = 0) -> None:
         """Call `strike(node)` before this machine's disk operation `operation`, or before its message
@@ -179,8 +186,9 @@ class Client:
         return None if died else results[0]
 
     def opened(self, machine: Machine, options: MountOptions = OPTIONS) -> Any:
-        servers = self.servers
-        return open_filesystem(machine, servers.config, servers.roster, KEYS, DATABASE, SPOOL, options)
+        return open_filesystem(
+            machine, self.config, self.servers.roster, self.tree, DATABASE, SPOOL, options, self.former
+        )
 
     @asynccontextmanager
     async def mounted(self, options: MountOptions = OPTIONS) -> AsyncIterator[Parts]:

@@ -54,6 +54,9 @@ class Wakeup:
     async def wait(self, until: float = NEVER) -> None:
         """Until woken or the time `until`, whichever is first."""
         event = self._event
+        if until == NEVER:
+            await event.wait()
+            return
         with trio.move_on_at(until):
             await event.wait()
 
@@ -98,7 +101,7 @@ class Pipe:
         self._sent_in_round = 0
 
     async def send(self, data: memoryview) -> None:
-        """Returns when the last byte is on its way. Unavailable if the connection breaks."""
+        """Returns when the last byte is on its way, or in a buffer. Unavailable if the connection breaks."""
         position = 0
         while position < len(data):
             room = await self._room()
@@ -113,7 +116,8 @@ class Pipe:
             # The caller may use its buffer again as soon as this returns.
             self._travelling.append((self._last_arrival, memoryview(bytes(piece))))
             self._changed.wake()
-            await trio.sleep_until(self._wire_free_at)
+            if len(piece) > SEGMENT:  # a smaller one finds room in the socket's buffer
+                await trio.sleep_until(self._wire_free_at)
 
     async def _room(self) -> int:
         """Wait until something may be sent; how many bytes."""
@@ -135,7 +139,8 @@ class Pipe:
 
     async def receive(self, buffers: Sequence[memoryview]) -> int:
         """Fill `buffers` in order with what has arrived, at least one byte; 0 at the end."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        has_waited = False
         while True:
             self._check()
             if self._refused_at < NEVER:
@@ -143,7 +148,10 @@ class Pipe:
             if self._travelling:
                 at = max(self._travelling[0][0], self._passable_at(self.route.source, self.route.target))
                 if at <= trio.current_time():
-                    return self._take(buffers)
+                    count = self._take(buffers)
+                    if not has_waited:
+                        await trio.lowlevel.cancel_shielded_checkpoint()
+                    return count
             else:
                 at = max(self._end_at, self._passable_at(self.route.source, self.route.target))
                 if at <= trio.current_time():
@@ -151,6 +159,7 @@ class Pipe:
                         raise Unavailable(f"{self.route.source} broke the connection")
                     return 0
             await self._changed.wait(at)
+            has_waited = True
 
     def _take(self, buffers: Sequence[memoryview]) -> int:
         now, total = trio.current_time(), 0

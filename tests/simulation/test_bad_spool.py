@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from gridfs.assembly import Parts
+from gridfs.files.spool import Spool
 from tests.simulation.filesystem import SPOOL, Client, Shell, gauges, start_servers
 from tests.simulation.machine import World, run_world
 from tests.simulation.platter import DiskFault
@@ -167,6 +168,88 @@ def test_small_files_of_one_pack_go_on_without_the_bad_one() -> None:
                 await shell.files.sync()
             assert parts.dirty.bytes == 0
             assert await shell.tree() == {f"{index}": content(SMALL, index) for index in range(20)}
+
+        await client.session(work)
+
+    run_world(1, scenario)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.2, 0.5, 0.7, 0.8, 0.99])
+@pytest.mark.parametrize("how", ["kill", "crash"])
+def test_a_slot_whose_header_was_half_written_hides_nothing_that_was_acknowledged(
+    kept: float, how: str
+) -> None:
+    """The slot before it is freed meanwhile, and used for what comes next."""
+
+    async def scenario(world: World) -> None:
+        node = world.add("client")
+        machine = world.boot(node)
+        spool = Spool(machine, "/spool", bytes(32), 32 << 20)
+        machine.disk.make_directory("/spool")
+        for index in range(2):  # slots that were used before
+            machine.disk.open(f"/spool/000{index}.spool", create=True).write_at([bytes(4096)], 0)
+        machine.disk.sync_directory("/")
+        assert list(spool.open(0)) == []
+        source = spool.append(1, b"one", b"x" * 100)
+        node.platter.faults.append(DiskFault("write", path="/spool", count=2, kept=kept))
+        for _ in range(2):  # the record; then the header of the slot that is begun instead
+            with pytest.raises(OSError, match="Input/output error"):
+                spool.append(2, b"lost", b"y" * 100)
+        spool.retire(source, 100)
+        assert spool.reclaim(1) == 1
+        spool.append(2, b"two", b"z" * 100)
+        await spool.sync()
+        getattr(world, how)(node)
+        again = Spool(world.boot(node), "/spool", bytes(32), 32 << 20)
+        assert [record.operation for record in again.open(1)] == [b"two"]
+        again.close()
+        world.kill(node)
+
+    run_world(1, scenario)
+
+
+def test_an_unmount_ends_though_a_rename_waits_for_bytes_that_cannot_be_read() -> None:
+    async def scenario(world: World) -> None:
+        client = await new_client(world)
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.write("old", b"old")
+            await shell.fsync("old")
+            await shell.write("new", content(LARGE))
+            bad_reads(client)
+            shell.rename("new", "old")
+            with trio.fail_after(60):
+                await shell.files.drain()
+
+        await client.session(work)
+        client.node.platter.faults.clear()
+
+        async def again(parts: Parts) -> None:
+            with trio.fail_after(60):
+                await Shell(parts).files.drain()
+            assert await Shell(parts).tree() == {"old": content(LARGE)}
+            assert set(gauges(parts).values()) == {0}, gauges(parts)
+
+        await client.session(again)
+
+    run_world(1, scenario)
+
+
+def test_bytes_that_could_not_be_read_for_a_while_leave_without_being_asked_for() -> None:
+    async def scenario(world: World) -> None:
+        client = await new_client(world)
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.write("file", content(LARGE))
+            fault = bad_reads(client)
+            await trio.sleep(10)
+            assert "/file: its bytes cannot be read back" in shell.files.trouble()
+            fault.count = 0
+            await trio.sleep(60)
+            assert not shell.files.trouble()
+            assert set(gauges(parts).values()) == {0}, gauges(parts)
 
         await client.session(work)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+
+import pytest
 import trio
 
 from storage.backends.disk import DiskBackend, DiskConfig
@@ -9,7 +13,7 @@ from storage.backends.port import ShareKey
 from storage.errors import StorageError
 from storage.ports import Machine
 from tests.simulation.machine import Node, World, run_world
-from tests.simulation.platter import MachineDead
+from tests.simulation.platter import DiskFault, MachineDead
 from tests.storage.test_backend_contract import body, contents, key, lease, share
 
 CONFIG = DiskConfig(reserve_bytes=0, volume_size_max=8000, removals_max=2)
@@ -86,3 +90,38 @@ def test_power_failure_before_every_disk_operation() -> None:
     while run_world(operation, run_and_cut, operation).result:
         operation += 7
     assert operation > 300, "the sweep reached the end of the exercise"
+
+
+async def run_and_fail(world: World, operation: str, skip: int, count: int) -> bool:
+    """The disk fails `count` times; what is put again is there or not, and where it is told to be, it is whole.
+
+    True if it failed.
+    """
+    node = world.add("s")
+    backend = await world.start(node, serve)
+    await backend.store([share(KEYS[0], SIZES[0], lease(1))])
+    fault = DiskFault(operation, errno.EIO, "/d", skip=skip, count=count, kept=0.99)
+    node.platter.faults.append(fault)
+    for _ in range(3):
+        for which, size in zip(KEYS, SIZES, strict=True):
+            with contextlib.suppress(StorageError):
+                await backend.store([share(which, size, lease(1))])
+    failed = not node.platter.faults or node.platter.faults[0].count < count
+    node.platter.faults.clear()
+    world.kill(node)
+    backend = await world.start(node, serve)
+    for which, size in zip(KEYS, SIZES, strict=True):
+        if backend.has([which]) == [True]:
+            assert contents(backend, which) == body(which, size)[:size], which
+    return failed
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("operation", ["write", "sync", "sync_directory"])
+def test_a_disk_that_fails_leaves_nothing_that_is_told_to_be_there_and_is_not(
+    operation: str, count: int
+) -> None:
+    skip = 0
+    while run_world(skip, run_and_fail, operation, skip, count).result:
+        skip += 1
+    assert skip > 1

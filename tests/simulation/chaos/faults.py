@@ -73,6 +73,7 @@ class Injector:
         self._copies: dict[str, Directory] = {}
         self._starting: dict[str, trio.Lock] = {node.name: trio.Lock() for node in servers.nodes}
         self._due: list[Fault] = []
+        self._to_be_restarted: dict[Node, None] = {}
 
     # ---- what may fail
 
@@ -151,6 +152,8 @@ class Injector:
     async def end(self) -> None:
         """No more faults come: make good what can be."""
         self.world.fabric.heal()
+        for node in list(self._to_be_restarted):
+            await self._restart(node)
         await self.all_up()
 
     async def all_up(self) -> None:
@@ -283,29 +286,43 @@ class Injector:
                 return
             planted = _disk_faults(stream, DIRECTORY)
             node.platter.faults += planted
+            self._to_be_restarted[node] = None
             try:
                 await trio.sleep(fault.lasts_s)
             finally:
                 node.platter.faults = [other for other in node.platter.faults if other not in planted]
-            self.world.kill(node)
-            await self.up(node)
+            await self._restart(node)
 
     async def server_disk_full(self, fault: Fault, stream: random.Random) -> None:
         async with self._failing(fault, stream) as node:
             if node is None:
                 return
             node.platter.capacity = node.platter.used() + stream.choice([0, 5_000, 200_000])
+            self._to_be_restarted[node] = None
             try:
                 await trio.sleep(fault.lasts_s)
             finally:
                 node.platter.capacity = UNLIMITED
+            await self._restart(node)
+
+    async def _restart(self, node: Node) -> None:
+        """A server says, after its disk has failed, that it must be started anew."""
+        del self._to_be_restarted[node]
+        self.world.kill(node)
+        await self.up(node)
 
     async def lie(self, fault: Fault, stream: random.Random) -> None:
         kind = stream.choice(KINDS)
         async with self._failing(fault, stream, kind) as node:
-            if node is not None:
-                with self.lies.told_by(node.platter, kind, stream):
-                    await trio.sleep(fault.lasts_s)
+            if node is None or ("head" in kind and not self._may_hide_records(node)):
+                return
+            with self.lies.told_by(node.platter, kind, stream):
+                await trio.sleep(fault.lasts_s)
+
+    def _may_hide_records(self, node: Node) -> bool:
+        """Fewer than W servers may deny records at once, in reckless runs too."""
+        liars = [other.name for other in self.servers.nodes if "head" in self.lies.of(other.platter)[0]]
+        return len({*liars, *self.set_back, node.name}) < self.plan.shape.quorum
 
     async def grid_power_cut(self, fault: Fault, stream: random.Random) -> None:
         """All servers lose power at one moment."""

@@ -103,7 +103,9 @@ class State:
 
     @cached_property
     def described(self) -> Described:
-        return {path: self._describe(ino) for path, ino in {b"": ROOT, **self.paths}.items()}
+        """The root's times count for nothing: no operation has made it, each machine has its own."""
+        root = (ROOT, *self._describe_loosely(ROOT))
+        return {b"": root, **{path: self._describe(ino) for path, ino in self.paths.items()}}
 
     @cached_property
     def described_loosely(self) -> Described:

@@ -34,10 +34,16 @@ class Mount:
     parts: Parts | None = None
     """Of the session that runs."""
     boot: int = 0
+    identity: bytes = b""
+    """What the runs of its folder share; another one once the metadata were made anew."""
     number: int = 0
     """Of the last operation when the session began."""
     predecessor: Mount | None = None
     """The machine that this one takes the file system from, while that still runs."""
+    is_recovered: bool = True
+    """Its folder is there; else it has to be recovered first."""
+    may_be_refused: bool = False
+    """Another machine may have written since it was last mounted: it may have to be told to take over."""
     has_finished: bool = False
     """The work of the session is done."""
     fenced_at: int | None = None
@@ -64,6 +70,7 @@ class Mount:
         self.boot = self.client.node.boots
         self.synced = 0
         self.has_finished = False
+        self.identity = parts.journal.state.client
         self.number = parts.log.number
         self.under_way.clear()
 

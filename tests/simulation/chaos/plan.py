@@ -69,6 +69,12 @@ class Limits:
     small_share_bytes: int
     segment_cache_bytes: int
     gathered_inodes: int
+    journal_packs: int
+    """After which a checkpoint is due."""
+    checkpoint_bytes: int
+    """Of journal packs, the same."""
+    part_bytes: int
+    """Of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +193,9 @@ def make_plan(seed: int, weights: Weights | None = None) -> Plan:
         small_share_bytes=stream.choice([3_000, 20_000, 64 << 10]),
         segment_cache_bytes=stream.choice([0, 200_000, 16 << 20]),
         gathered_inodes=stream.choice([2, 1024]),
+        journal_packs=stream.choice([1, 2, 5, 128]),
+        checkpoint_bytes=stream.choice([3_000, 30_000, 16 << 20]),
+        part_bytes=stream.choice([500, 5_000, 1 << 20]),
     )
     link = Link(
         round_trip_s=stream.choice([0.001, 0.01, 0.01, 0.1]),

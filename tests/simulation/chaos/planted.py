@@ -3,8 +3,8 @@
     with BUGS["no fsync"].planted():
         ...
 
-`checkers`: which of the rules may be the first to notice. `weights`: what has to happen more often than usual,
-so that a few seeds are enough.
+`checkers`: which of the rules may be the first to notice. `weights`: what has to happen more often than
+usual, so that a few seeds are enough.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import trio
 from gridfs.config import Config
 from gridfs.files.barriers import Barriers
 from gridfs.files.dirty import DirtyData
+from gridfs.files.history import History
 from gridfs.files.journal import Journal
 from gridfs.files.spool import Replayed, Spool
 from gridfs.files.writer import Writer
@@ -207,14 +208,14 @@ def equal_epochs() -> Iterator[None]:
 @bug("ancestor check left out", "takeover", "exception", "two writers", "liveness", weights=TAKEOVERS)
 def no_ancestor_check() -> Iterator[None]:
     """A client goes on from its own state, whatever another has written since."""
-    adopt = Journal._adopt
 
-    async def trusting(self: Journal, claim: Any) -> None:
-        if claim.newest is not None:
-            self.state.previous = claim.newest.record_hash()
-        await adopt(self, claim)
+    async def descends(*_: Any) -> bool:
+        return True
 
-    with mock.patch.object(Journal, "_adopt", trusting):
+    with (
+        mock.patch.object(Journal, "_check_stranger", return_value=None),
+        mock.patch.object(History, "descends", descends),
+    ):
         yield
 
 
@@ -236,7 +237,7 @@ def replay_out_of_order() -> Iterator[None]:
 def rename_before_data() -> Iterator[None]:
     """A name that takes another's place does not wait for its bytes."""
     with (
-        mock.patch.object(Barriers, "hold", lambda *_: None),
-        mock.patch.object(DirtyData, "renamed", lambda *_: None),
+        mock.patch.object(Barriers, "hold", return_value=None),
+        mock.patch.object(DirtyData, "renamed", return_value=None),
     ):
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -19,10 +20,12 @@ import apsw
 import trio
 
 from gridfs.assembly import MountOptions, Parts
-from gridfs.files.journal import TakenOver
+from gridfs.exits import CommandError
+from gridfs.files.claiming import ShutOut, TakenOver
 from gridfs.grid.errors import GridError
 from storage.errors import StorageError
 from storage.format.share import Geometry
+from tests.simulation.chaos.arrival import NothingThere, first_client, make_anew, recover, with_recovery_key
 from tests.simulation.chaos.checkers import Checkers
 from tests.simulation.chaos.faults import Injector, serve
 from tests.simulation.chaos.history import History, Violation, check_equal
@@ -50,8 +53,11 @@ from tests.simulation.runner import chance
 LEFT, KILLED, POWER, ELSEWHERE = range(4)
 """What became of a client since it was last looked at, by what it may have lost."""
 RETRY_S = 3.0
+HARMLESS = ("unmount", "leave")
 DEADLY = ("kill", "power", "burn", "old_disk", "blackout", "blackout_burn")
 GHOSTS_S = 5000.0
+CALM_S = 120.0
+"""Time in which all gauges must come to zero."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Chaos:
             spool_bytes=plan.limits.spool_bytes,
         )
         self._severity: dict[Mount, int] = {}
-        self._images: dict[Mount, Directory] = {}
+        self._images: dict[Mount, tuple[Directory, bytes]] = {}
         self._retired: list[Mount] = []
         self._ghosts: list[trio.Event] = []
 
@@ -104,7 +110,8 @@ class Chaos:
         self.world = world
         shape = self.plan.shape
         try:
-            self.servers = await start_servers(world, shape.k, shape.n, shape.happy, serve)
+            servers = await start_servers(world, shape.k, shape.n, shape.happy, serve)
+            self.servers = with_recovery_key(servers)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 async with trio.open_nursery() as faults:
@@ -134,21 +141,61 @@ class Chaos:
             raise Violation("liveness", "a client that was taken over does not come to an end")
 
     def _machine(self, history: History, severity: int = LEFT) -> Mount:
-        """A new machine with a client on it."""
-        number = len(self.injector.clients) if hasattr(self, "injector") else 0
-        client = Client(self.world, self.servers, f"client{number}")
-        client.create()
+        """A new machine: the first makes the file system, the others recover it."""
+        number = len(self.injector.clients)
+        name = f"client{number}"
+        make = Client if number else first_client
+        client = make(self.world, self.servers, name)
         self.injector.clients.append(client.node)
-        mount = Mount(self.world, client, history)
+        mount = Mount(self.world, client, history, is_recovered=not number)
         self._severity[mount] = severity
         return mount
+
+    async def _recover(self, mount: Mount) -> None:
+        """Nothing but the recovery key is there: go on from it, until that is done."""
+        stream = chance(self.plan.seed, "recover", mount.name)
+        begin = trio.current_time()
+        while not mount.is_recovered:
+            new_keys = stream.random() < 0.3
+            if stream.random() < 0.3:
+                strike = stream.choice([self.world.kill, self.world.crash])
+                at = stream.choice([stream.randint(1, 40), stream.randint(1, 300)])
+                which = stream.choice(["operation", "message"])
+                mount.client.strike_at(strike, **{which: at})
+            self.world.trace.record(mount.name, "recover", new_keys)
+            try:
+                taken = await self._recovered(mount, new_keys=new_keys)
+            except (GridError, StorageError, OSError, apsw.Error, CommandError) as error:
+                self._explain(mount, error, begin, began=False)
+                await trio.sleep(RETRY_S)
+            else:
+                if taken is None:
+                    self.endings["recovery died"] += 1
+                else:
+                    mount.is_recovered, mount.may_be_refused = True, not taken
+            finally:
+                mount.client.strike_at(self.world.kill)
+
+    async def _recovered(self, mount: Mount, *, new_keys: bool) -> bool | None:
+        """One attempt; whether the file system was taken over, None if the machine died."""
+        try:
+            return await recover(mount.client, new_keys=new_keys)
+        except NothingThere as error:
+            if error.silent:
+                raise
+            if mount.history.grid.named:
+                text = f"state {mount.history.grid.named} was promised, and no server knows anything"
+                raise Violation("synced names", text) from None
+            mount.client.strike_at(self.world.kill)
+            make_anew(mount.client)
+            return False
 
     # ---- one session
 
     async def _session(self, session: Session, number: int) -> None:
         mount, ending = self.main, session.ending
-        if chance(self.plan.seed, "image", number).random() < 0.4:
-            self._images[mount] = copy.deepcopy(mount.client.node.platter.root)
+        if mount.boot and chance(self.plan.seed, "image", number).random() < 0.4:
+            self._images[mount] = copy.deepcopy(mount.client.node.platter.root), mount.identity
         self.world.trace.record("chaos", "session", number, ending.kind, ending.trigger, ending.at)
         if ending.kind == "takeover":
             self.endings[ending.kind] += 1
@@ -161,7 +208,8 @@ class Chaos:
 
     async def _after(self, mount: Mount, ending: Ending, number: int) -> None:
         """What comes of the way in which the session ended."""
-        self.endings[ending.kind] += 1
+        if ending.kind not in HARMLESS:
+            self.endings[ending.kind] += 1
         if mount.client.node.is_up:
             raise Violation("mount", "a client runs on after its session")
         mount.outbox_emptied()
@@ -170,13 +218,18 @@ class Chaos:
         if ending.kind.endswith("burn"):
             self.main = self._machine(mount.history, ELSEWHERE)
         if ending.kind == "old_disk" and mount in self._images:
-            mount.client.node.platter.root = copy.deepcopy(self._images[mount])
+            image, identity = self._images[mount]
+            mount.client.node.platter.root = copy.deepcopy(image)
+            mount.may_be_refused = mount.may_be_refused or identity != mount.identity
             self._suffers(mount, ELSEWHERE)
 
     async def _until_taken_over(self, mount: Mount, session: Session) -> None:
         """Let the session run, and after some of its operations make another machine the one that goes on."""
         reached, over = trio.Event(), trio.Event()
         self._ghosts.append(over)
+        stream = chance(self.plan.seed, "takeover", session.ending.draw)
+        await self._recover(mount)
+        image = copy.deepcopy(mount.client.node.platter.root) if stream.random() < 0.4 else None
         at = session.ending.at % len(session.operations)
 
         async def go_on() -> None:
@@ -193,20 +246,33 @@ class Chaos:
         mount.is_contested = True
         self.main = self._machine(mount.history, ELSEWHERE)
         self.main.predecessor = mount
+        if image is not None:
+            # Somebody starts a copy of its disk, from before this session.
+            self._become_copy(self.main, mount, image)
+
+    def _become_copy(self, twin: Mount, of: Mount, image: Directory) -> None:
+        self.world.trace.record(twin.name, "is a copy of", of.name)
+        twin.client.node.platter.root = image
+        twin.client.adopt(of.client)
+        twin.is_recovered = twin.may_be_refused = True
 
     async def _opened(self, mount: Mount, work: Callable[[Parts], Awaitable[None]]) -> None:
         """Open a client until it opens, and let it work; returns when it has, or when its machine died."""
+        await self._recover(mount)
         begin = trio.current_time()
         before = mount.boot
+        options = self.options
         while True:
             try:
-                await mount.client.session(work, self.options)
+                await mount.client.session(work, options)
             except Violation:
                 raise
             except TakenOver as error:
                 if mount.is_contested:
                     return
-                raise Violation("takeover", f"{mount.name} cannot be opened: {error}") from error
+                if not mount.may_be_refused or options.takeover or isinstance(error, ShutOut):
+                    raise Violation("takeover", f"{mount.name} cannot be opened: {error}") from error
+                options = dataclasses.replace(options, takeover=True)
             except (GridError, StorageError, OSError, apsw.Error) as error:
                 if self._explain(mount, error, begin, began=mount.boot > before):
                     return
@@ -224,7 +290,9 @@ class Chaos:
             raise Violation("mount", f"a mount ended by itself: {error!r}") from error
         if now - begin > PATIENCE_S:
             raise Violation("liveness", f"{name} does not open: {error!r}") from error
-        if not self.injector.for_syncs(name, begin) and not self.injector.for_disk(name, begin):
+        nothing_promised = isinstance(error, NothingThere) and not mount.history.grid.named
+        excused = self.injector.for_syncs(name, begin) or self.injector.for_disk(name, begin)
+        if not excused and not nothing_promised:
             raise Violation("availability", f"{name} does not open: {error!r}") from error
         return False
 
@@ -251,7 +319,8 @@ class Chaos:
             for op in session.operations:
                 if op.task != task:
                     continue
-                self.operations += await actor.do(op)
+                was_done = await actor.do(op)
+                self.operations += was_done
                 done += 1
                 self.checkers.require_none()
                 self.injector.done(done)
@@ -275,6 +344,7 @@ class Chaos:
         """As `gridfs umount` does."""
         assert mount.parts is not None
         begin = trio.current_time()
+        mount.parts.debts.end()
         try:
             with trio.move_on_after(PATIENCE_S) as scope:
                 await mount.parts.files.drain()
@@ -289,11 +359,21 @@ class Chaos:
             raise Violation(
                 "liveness", f"not drained after {PATIENCE_S:g} s: {trouble} {gauges(mount.parts)}"
             )
-        if mount.parts.log.number > mount.number:
+        parts = mount.parts
+        if parts.writer.unreadable and self.injector.for_disk(mount.name, begin):
+            return
+        if parts.log.number > mount.number:
             mount.promised(mount.history.last, None)
-        left = {name: count for name, count in gauges(mount.parts).items() if count}
-        if left:
-            raise Violation("gauges", f"{left} after a drain of {trio.current_time() - begin:g} s")
+        await self._all_zero(lambda: gauges(parts), f"after a drain of {trio.current_time() - begin:g} s")
+
+    async def _all_zero(self, read: Callable[[], dict[str, int]], when: str) -> None:
+        """What goes on in the background, such as a checkpoint, comes to its end."""
+        with trio.move_on_after(CALM_S):
+            while any(read().values()):
+                await trio.sleep(0.2)
+            return
+        left = {name: count for name, count in read().items() if count}
+        raise Violation("gauges", f"{left} still {CALM_S:g} s {when}")
 
     # ---- endings
 
@@ -363,12 +443,13 @@ class Chaos:
             await self.verify(main)
             # A machine that was taken over may go on only as long as the other one has written nothing.
             await Actor(main, self.plan, 0, self.injector).mark()
+            await self._debts_are_paid(parts)
             await self._drain(main)
             await self._all_is_well(parts, main.history.now)
 
         await self._opened(main, settle)
         self.checkers.require_none()
-        self._check_servers()
+        await self._check_servers()
         for mount in self._retired:
             await self._comes_back(mount, main.history.now)
         other = self._machine(History())
@@ -400,21 +481,56 @@ class Chaos:
             raise Violation("rest", f"there is trouble left: {trouble}")
 
     async def _comes_back(self, mount: Mount, expected: State) -> None:
-        """A machine that was taken over: it may go on only if it has nothing of its own."""
+        """A machine that was taken over: it goes on only when it is told to, and from what the other wrote;
+        if the file system was given new keys, not even then."""
 
         async def compare(parts: Parts) -> None:
             mount.begin(parts)
             check_equal(await look(parts), expected, "takeover")
-            await parts.files.drain()
+            await self._debts_are_paid(parts)
+            await self._drain(mount)
 
-        self.world.trace.record(mount.name, "comes back")
+        was_mounted = mount.boot > 0
+        self.world.trace.record(mount.name, "comes back", was_mounted)
+        mount.is_contested = False
+        newest = self.main.identity
+        if was_mounted and mount.identity != newest:
+            try:
+                await mount.client.session(look, self.options)
+            except TakenOver as error:
+                self.world.trace.record(mount.name, "refused", type(error).__name__)
+            else:
+                raise Violation("takeover", f"{mount.name} comes back as if nothing had been written")
+        if self._generation(mount) < self._generation(self.main):
+            try:
+                await mount.client.session(look, dataclasses.replace(self.options, takeover=True))
+            except ShutOut:
+                return
+            raise Violation("takeover", f"{mount.name} has old keys and is let in")
+        mount.may_be_refused = was_mounted
         await self._opened(mount, compare)
 
-    def _check_servers(self) -> None:
-        for node in self.servers.nodes:
-            held = self.servers.running[node.name].statistics.put_memory_bytes
-            if held:
-                raise Violation("gauges", f"{node.name} holds {held} bytes of puts")
+    def _generation(self, mount: Mount) -> int:
+        succession = mount.client.config.succession
+        return succession.generation if succession else 0
+
+    async def _debts_are_paid(self, parts: Parts) -> None:
+        """All servers are there: what is owed is placed without being asked for."""
+        with trio.move_on_after(PATIENCE_S):
+            while parts.log.metadata.totals().missing_shares:
+                await trio.sleep(1)
+            return
+        owed = parts.log.metadata.totals().missing_shares
+        raise Violation(
+            "liveness", f"{owed} shares are owed after {PATIENCE_S:g} s: {parts.debts.statistics}"
+        )
+
+    async def _check_servers(self) -> None:
+        def held() -> dict[str, int]:
+            running = self.servers.running
+            return {name: running[name].statistics.put_memory_bytes for name in sorted(running)}
+
+        await self._all_zero(held, "after the last client left")
 
     def _places(self, parts: Parts, state: State) -> list[dict[int, bytes]]:
         """Of each pack that files lie in: share number -> the server that has it; empty shares have none."""

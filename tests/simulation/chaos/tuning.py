@@ -9,8 +9,8 @@ from typing import Any
 from unittest import mock
 
 from gridfs import assembly
-from gridfs.files import carrying, gathering, journal, spool
-from gridfs.meta import outbox
+from gridfs.files import carrying, checkpointing, gathering, journal, spool
+from gridfs.meta import outbox, ranges
 from storage.backends import disk, plan
 from storage.headlog import HeadLogConfig
 from storage.server import composition
@@ -39,6 +39,13 @@ def tuned(limits: Limits) -> Iterator[None]:
                 durable_every_s=limits.durable_every_s,
                 operations_max=limits.operations_max,
             ),
+        ),
+        (checkpointing, "JOURNAL_PACKS_MAX", limits.journal_packs),
+        (ranges, "PART_BYTES", limits.part_bytes),
+        (
+            assembly,
+            "CheckpointConfig",
+            partial(assembly.CheckpointConfig, journal_bytes=limits.checkpoint_bytes),
         ),
         (
             assembly,

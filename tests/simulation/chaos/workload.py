@@ -16,13 +16,13 @@ from typing import Protocol, TypeVar
 import trio
 
 from gridfs.assembly import Parts
-from gridfs.files.journal import TakenOver
+from gridfs.files.claiming import TakenOver
 from gridfs.files.namespace import RENAME_EXCHANGE, Change
 from gridfs.grid.errors import GridError
 from gridfs.meta.rows import ROOT
 from storage.errors import StorageError
 from tests.simulation.chaos.history import Violation, difference, misfit, with_bytes
-from tests.simulation.chaos.model import Node, State
+from tests.simulation.chaos.model import Key, Node, State
 from tests.simulation.chaos.mount import Mount, skeleton
 from tests.simulation.chaos.plan import Op, Plan
 from tests.simulation.platter import MachineDead
@@ -361,10 +361,9 @@ class Actor:
 
     # ---- renaming
 
-    async def _rename(self, source: bytes, directory: int, name: bytes, *, exchange: bool = False) -> bool:
+    async def _rename(self, old: Key, directory: int, name: bytes, *, exchange: bool = False) -> bool:
         """Whether what it needs was still there when it was due."""
-        old = self.state.key(source)
-        moved, replaced = self.state.paths[source], self.state.find(directory, name)
+        moved, replaced = self.state.names[old], self.state.find(directory, name)
         await self.files.require_order(*old, directory, name)
         self.files.require_writable()
         if (self.state.find(*old), self.state.find(directory, name)) != (moved, replaced):
@@ -398,7 +397,7 @@ class Actor:
         directory = self.a_folder(stream)
         if self._is_inside(directory, self.state.paths[path]):
             return False
-        return await self._rename(path, directory, self.free(stream, directory))
+        return await self._rename(self.state.key(path), directory, self.free(stream, directory))
 
     def _two_files(self, stream: random.Random) -> tuple[bytes, bytes] | None:
         files = [path for path in self.paths(lambda node: node.is_file) if self.may_change(path)]
@@ -413,14 +412,14 @@ class Actor:
         two = self._two_files(stream)
         if two is None:
             return False
-        return await self._rename(two[0], *self.state.key(two[1]))
+        return await self._rename(self.state.key(two[0]), *self.state.key(two[1]))
 
     async def exchange(self, stream: random.Random) -> bool:
         await self.ready(room=False)
         two = self._two_files(stream)
         if two is None:
             return False
-        return await self._rename(two[0], *self.state.key(two[1]), exchange=True)
+        return await self._rename(self.state.key(two[0]), *self.state.key(two[1]), exchange=True)
 
     async def save(self, stream: random.Random) -> bool:
         """As editors and package managers do: write beside, perhaps sync, rename over."""
@@ -439,8 +438,7 @@ class Actor:
         there = self.state.find(directory, b"new~") == ino
         if not there or self.state.find(directory, name) is None or self._is_folder(directory, name):
             return True  # others were quicker
-        prefix = path.rpartition(b"/")[0]
-        await self._rename((prefix + b"/" if prefix else b"") + b"new~", directory, name)
+        await self._rename((directory, b"new~"), directory, name)
         if stream.random() < 0.3:
             await self._fsync(directory)
         return True
