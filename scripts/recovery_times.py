@@ -61,6 +61,7 @@ async def make_files(parts: Parts, count: int, size: int) -> None:
             name = b"folder-%d" % (number // FILES_PER_DIRECTORY)
             parent = names.make(ROOT, name, stat.S_IFDIR | 0o755, 0, 0).ino
             await trio.lowlevel.checkpoint()
+            await files.pause.over()  # as a mount waits with each change
         ino = names.make(parent, b"file-%d" % number, stat.S_IFREG | 0o644, 0, 0).ino
         if size:
             handle = files.open(ino)
@@ -81,8 +82,9 @@ def make(folder: Path, count: int, size: int) -> None:
         ) as parts:
             await make_files(parts, count, size)
             await parts.files.drain()
-            while parts.checkpointer.is_due(parts.journal.base):
-                await parts.files.drain()
+            checkpointer = parts.checkpointer
+            while checkpointer.is_due(parts.journal.base) or checkpointer.is_under_way:
+                await parts.files.sync()
                 await trio.sleep(0.1)
 
     home.lock()
