@@ -11,6 +11,7 @@ included where one is due, and recovers it with the recovery key on what might b
     recover     seconds of the command, from its start to its end
     rebuild     seconds of these from the claim to the takeover
     read        bytes of shares read from the servers
+    peak        resident memory of the command, or of a larger one before it, in MB
     first mount seconds of `gridfs mount` and an `ls` of the root afterwards
 
 Nothing in it is a test. A million files take some ten minutes on a small machine.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -61,6 +63,7 @@ async def make_files(parts: Parts, count: int, size: int) -> None:
             name = b"folder-%d" % (number // FILES_PER_DIRECTORY)
             parent = names.make(ROOT, name, stat.S_IFDIR | 0o755, 0, 0).ino
             await trio.lowlevel.checkpoint()
+            await files.pause.over()  # as a mount waits with each change
         ino = names.make(parent, b"file-%d" % number, stat.S_IFREG | 0o644, 0, 0).ino
         if size:
             handle = files.open(ino)
@@ -81,8 +84,9 @@ def make(folder: Path, count: int, size: int) -> None:
         ) as parts:
             await make_files(parts, count, size)
             await parts.files.drain()
-            while parts.checkpointer.is_due(parts.journal.base):
-                await parts.files.drain()
+            checkpointer = parts.checkpointer
+            while checkpointer.is_due(parts.journal.base) or checkpointer.is_under_way:
+                await parts.files.sync()
                 await trio.sleep(0.1)
 
     home.lock()
@@ -104,6 +108,7 @@ def measure(directory: Path, count: int, size: int) -> None:
     began = time.monotonic()
     said = run(GRIDFS, "recover", new, "--servers", servers, "--recovery-key-file", key)
     recover_s = time.monotonic() - began
+    peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 // 1_000_000
     found = FOUND.search(said)
     if found is None or int(found[1]) != count:
         raise SystemExit(f"recovery-times: {count} files were made: {said}")
@@ -118,7 +123,8 @@ def measure(directory: Path, count: int, size: int) -> None:
         run(GRIDFS, "umount", mountpoint)
     times = f"made {made_s:7.1f} s   recover {recover_s:6.1f} s   rebuild {float(found[3]):6.1f} s"
     print(
-        f"{count:>9} files: {times}   read {int(found[2]):>11} bytes   first mount {mount_s:5.1f} s",
+        f"{count:>9} files: {times}   read {int(found[2]):>11} bytes   peak {peak_mb:>4} MB"
+        f"   first mount {mount_s:5.1f} s",
         flush=True,
     )
 

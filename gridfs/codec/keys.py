@@ -29,7 +29,6 @@ _READ = "gridfs 2026 read key"
 _LOCAL = "gridfs 2026 local key"
 _SIGNING = "gridfs 2026 head signing seed"
 _JOURNAL = "gridfs 2026 journal key"
-_METADATA = "gridfs 2026 metadata key"
 _CONVERGENCE = "gridfs 2026 convergence secret"
 _CHECK = "gridfs 2026 master key check"
 MASTER_CHECK_SIZE = 4
@@ -69,11 +68,6 @@ class ReadKeys:
     def journal_key(self) -> bytes:
         """Seals head log records and journal packs (with a random salt in each record)."""
         return _derive(_JOURNAL, self.read_key)
-
-    @property
-    def metadata_key(self) -> bytes:
-        """Seals checkpoints."""
-        return _derive(_METADATA, self.read_key)
 
     @property
     def convergence_secret(self) -> bytes:
@@ -144,10 +138,6 @@ class KeyTree:
     @property
     def journal_key(self) -> bytes:
         return self.reading.journal_key
-
-    @property
-    def metadata_key(self) -> bytes:
-        return self.reading.metadata_key
 
     @property
     def convergence_secret(self) -> bytes:

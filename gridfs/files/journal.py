@@ -420,6 +420,8 @@ class Journal:
             await self._gatherer.gather(limit)
             self._begins = True
             self._record_bytes = 0
+            # Changes that come quicker than they are gathered would keep every record back for ever.
+            self._lull.want(SHORT_PATIENCE_S if self._is_wanted else PATIENCE_S)
         # No awaits from here: the record tells the state at `limit`.
         picked = self._carrying.pick(limit, room - size, begins=self._begins)
         if picked is None:

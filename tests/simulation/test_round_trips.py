@@ -130,3 +130,45 @@ def test_a_recovery_of_10_000_files_takes_at_most_10_round_trips(monkeypatch: py
     multiples = run_world(1, story).result
     assert max(multiples) <= 10
     assert max(multiples) - min(multiples) < 0.5
+
+
+@pytest.mark.parametrize("round_trip_s", [0.01, 0.1, 1.0])
+def test_changes_without_end_do_not_keep_an_fsync_from_its_record(round_trip_s: float) -> None:
+    """More names are made in the time that a journal pack takes than fit into a record."""
+
+    async def story(world: World) -> float:
+        servers = await start_servers(world)
+        client = Client(world, servers)
+        client.create()
+
+        async def work(parts: Parts) -> float:
+            shell = Shell(parts)
+            await shell.write("first", b"1")
+            await shell.fsync("first")
+
+            async def change() -> None:
+                number = 0
+                while True:
+                    await parts.files.pause.over()
+                    for _ in range(max(10, int(200 * round_trip_s))):
+                        number += 1
+                        shell.create(f"{number}-{'x' * 200}")
+                    await trio.sleep(round_trip_s / 20)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(change)
+                await trio.sleep(3 * round_trip_s)
+                began = trio.current_time()
+                await shell.write("file", b"2")
+                with trio.fail_after(300 * round_trip_s + 60):
+                    await shell.fsync("file")
+                took = trio.current_time() - began
+                nursery.cancel_scope.cancel()
+            return took
+
+        took = await client.session(work)
+        assert took is not None
+        return took
+
+    took = run_world(1, story, link=Link(round_trip_s=round_trip_s)).result
+    assert took < 1 + 25 * round_trip_s
