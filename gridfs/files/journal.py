@@ -130,6 +130,8 @@ class Journal:
         self._keys = keys
         self._config = config
         self._name = keys.log
+        self._client = state.client
+        """Whose folder this was when it was opened."""
         self._wanted = 0
         self._wake = trio.Event()
         self._progress = trio.Event()
@@ -287,7 +289,7 @@ class Journal:
     ) -> RebuildNeeded:
         root = self._log.metadata.inode(ROOT)
         assert root is not None
-        return RebuildNeeded(reason, newest, body, root, keeps_spool=keeps_spool)
+        return RebuildNeeded(reason, newest, body, root, self._client, keeps_spool=keeps_spool)
 
     async def _roll_forward(self, newest: HeadRecord, body: HeadBody, *, keeps_spool: bool) -> None:
         try:

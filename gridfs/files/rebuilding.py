@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from gridfs.files.aside import set_aside
-from gridfs.files.headstate import Base, HeadState, save_base, save_head_state
+from gridfs.files.headstate import CLIENT_SIZE, NOBODY, Base, HeadState, save_base, save_head_state
 from gridfs.files.runs import RunIn, batches, only_run, read_runs
 from gridfs.grid.downloader import Downloader
 from gridfs.meta.checkpoints import Loader
@@ -33,13 +33,22 @@ class RebuildNeeded(Exception):
     """
 
     def __init__(
-        self, reason: str, newest: HeadRecord, body: HeadBody, root: Inode, *, keeps_spool: bool
+        self,
+        reason: str,
+        newest: HeadRecord,
+        body: HeadBody,
+        root: Inode,
+        client: bytes,
+        *,
+        keeps_spool: bool,
     ) -> None:
         super().__init__(reason)
         self.newest = newest
         self.body = body
         self.root = root
         """The root directory as it is here: no operation has made it."""
+        self.client = client
+        """Whose folder it is, and stays: what its runs have written is no stranger's. Zeros if nobody's."""
         self.keeps_spool = keeps_spool
         """Whether the spool is of the same history as the grid."""
 
@@ -75,7 +84,8 @@ async def rebuild(
     metadata = Metadata.open(draft, sealer, vfs=disk.sqlite_vfs)
     try:
         epoch = needed.newest.epoch
-        state = HeadState(epoch, bytes(16), shipped=number, gathered=number, emptied=number)
+        mount_id = needed.client + bytes(len(NOBODY) - CLIENT_SIZE)
+        state = HeadState(epoch, mount_id, shipped=number, gathered=number, emptied=number)
         save_head_state(metadata, state)
         save_base(metadata, Base(needed.body.checkpoint, number))
         metadata.commit()

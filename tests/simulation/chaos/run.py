@@ -592,8 +592,9 @@ def run(
         except Exception as error:
             first = _first(error)
             checker = first.checker if isinstance(first, Violation) else "exception"
-            lines = [] if isinstance(first, Violation) else traceback.format_exception(first)
-            failure = "".join(lines) or str(first)
+            cause = first.__cause__ if isinstance(first, Violation) else first
+            lines = traceback.format_exception(_first(cause)) if cause else []
+            failure = "".join([*lines, str(first)])
     return Result(
         seed=seed,
         plan=plan,
