@@ -369,7 +369,7 @@ class Chaos:
     async def _all_zero(self, read: Callable[[], dict[str, int]], when: str) -> None:
         """What goes on in the background, such as a checkpoint, comes to its end."""
         with trio.move_on_after(CALM_S):
-            while any(read().values()):
+            while any(read().values()):  # noqa: ASYNC110 - nobody tells
                 await trio.sleep(0.2)
             return
         left = {name: count for name, count in read().items() if count}
@@ -517,7 +517,7 @@ class Chaos:
     async def _debts_are_paid(self, parts: Parts) -> None:
         """All servers are there: what is owed is placed without being asked for."""
         with trio.move_on_after(PATIENCE_S):
-            while parts.log.metadata.totals().missing_shares:
+            while parts.log.metadata.totals().missing_shares:  # noqa: ASYNC110 - nobody tells
                 await trio.sleep(1)
             return
         owed = parts.log.metadata.totals().missing_shares
