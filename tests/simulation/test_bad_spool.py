@@ -257,7 +257,7 @@ def test_bytes_that_could_not_be_read_for_a_while_leave_without_being_asked_for(
     run_world(1, scenario)
 
 
-def test_a_rename_that_waits_for_bytes_that_cannot_be_read_costs_no_more_than_that(
+def test_a_clone_that_waits_for_bytes_that_cannot_be_read_costs_no_more_than_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Few bytes, which a record would have carried: they are not asked for again and again."""
@@ -276,14 +276,12 @@ def test_a_rename_that_waits_for_bytes_that_cannot_be_read_costs_no_more_than_th
 
         async def work(parts: Parts) -> None:
             shell = Shell(parts)
-            await shell.write("old", b"old")
-            await shell.fsync("old")
             await shell.write("new", content(SMALL))
             fault = bad_reads(client)
-            shell.rename("new", "old")
+            await shell.clone("new", "twin")
             with trio.move_on_after(30):
                 await parts.journal.shipped(parts.log.number)
-            assert "/old: its bytes cannot be read back" in shell.files.trouble()
+            assert "its bytes cannot be read back" in shell.files.trouble()
             fault.count = 0
             with trio.fail_after(60):
                 await shell.files.sync()
