@@ -213,7 +213,9 @@ class Journal:
         newest = max(genuine, key=lambda record: record.stamp, default=None)
         if newest is None or self._is_known(newest, knows):
             return
-        if newest.sequence >= self.state.sequence or not self._is_of_this_client(newest):
+        # W servers have ours: whoever went on from there is above it. Below are servers that lag behind.
+        own = self.state.sequence - self._is_of_this_client(newest)
+        if newest.sequence > own:
             self._check_stranger(newest, self._history.body(newest))
 
     def _is_of_this_client(self, record: HeadRecord) -> bool:

@@ -23,7 +23,9 @@ _STEP_BYTES = 1 << 20
 
 
 def restore(log: OperationLog, dirty: DirtyData, carried: Sequence[tuple[int, CarriedData]]) -> list[int]:
-    """Bring back what is missing; returns the inodes that still rest on the records.
+    """Bring back what is missing; returns the inodes that rest on the records.
+
+    Those too whose bytes are in packs by now: the grid may not know of the Commit.
 
     `carried`: (last operation of its record, data), in the order of the records. Metadata and overlays are
     at least as new as the last of them, and the outbox holds every operation behind the first.
@@ -31,7 +33,7 @@ def restore(log: OperationLog, dirty: DirtyData, carried: Sequence[tuple[int, Ca
     overlays = _surviving(log, carried)
     for ino, overlay in overlays.items():
         _restore_file(log, dirty, ino, overlay, carried)
-    return list(overlays)
+    return list(dict.fromkeys(data.ino for _, data in carried))
 
 
 def _surviving(log: OperationLog, carried: Sequence[tuple[int, CarriedData]]) -> dict[int, Overlay]:

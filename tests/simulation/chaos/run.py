@@ -100,6 +100,8 @@ class Chaos:
         self._severity: dict[Mount, int] = {}
         self._images: dict[Mount, tuple[Directory, bytes]] = {}
         self._retired: list[Mount] = []
+        self._promised_before = 0
+        """Up to which state anything was promised before the last attempt to recover."""
         self._ghosts: list[trio.Event] = []
 
     @property
@@ -156,6 +158,7 @@ class Chaos:
         stream = chance(self.plan.seed, "recover", mount.name)
         begin = trio.current_time()
         while not mount.is_recovered:
+            self._promised_before = mount.history.grid.named
             new_keys = stream.random() < 0.3
             if stream.random() < 0.3:
                 strike = stream.choice([self.world.kill, self.world.crash])
@@ -183,8 +186,8 @@ class Chaos:
         except NothingThere as error:
             if error.silent:
                 raise
-            if mount.history.grid.named:
-                text = f"state {mount.history.grid.named} was promised, and no server knows anything"
+            if self._promised_before:
+                text = f"state {self._promised_before} was promised, and no server knows anything"
                 raise Violation("synced names", text) from None
             mount.client.strike_at(self.world.kill)
             make_anew(mount.client)
@@ -290,7 +293,7 @@ class Chaos:
             raise Violation("mount", f"a mount ended by itself: {error!r}") from error
         if now - begin > PATIENCE_S:
             raise Violation("liveness", f"{name} does not open: {error!r}") from error
-        nothing_promised = isinstance(error, NothingThere) and not mount.history.grid.named
+        nothing_promised = isinstance(error, NothingThere) and not self._promised_before
         excused = self.injector.for_syncs(name, begin) or self.injector.for_disk(name, begin)
         if not excused and not nothing_promised:
             raise Violation("availability", f"{name} does not open: {error!r}") from error
