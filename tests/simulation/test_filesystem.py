@@ -284,6 +284,36 @@ def test_a_client_that_left_nothing_behind_comes_back_after_another() -> None:
     run_world(1, scenario)
 
 
+def test_a_server_that_lags_behind_does_not_pass_for_another_client() -> None:
+    """It alone answers at first, and has only what the client before this one wrote."""
+
+    async def scenario(world: World) -> None:
+        first, servers = await new_client(world)
+        second = Client(world, servers, "second")
+        second.create()
+
+        async def work(parts: Parts) -> None:
+            await Shell(parts).write(f"{parts.log.number}", b"x" * 100)
+            await parts.files.drain()
+
+        await first.session(work)
+        lagging, *others = servers.nodes
+        world.crash(lagging)
+        await second.session(work, TAKEOVER)
+        await servers.restart(lagging)
+        for node in others:
+            world.fabric.clog(node.name, "second", trio.current_time() + 7)
+        with pytest.raises(NotEnoughServers):
+            await second.session(work)
+        await trio.sleep(10)
+        await second.session(work)
+        found = await second.session(lambda parts: Shell(parts).tree())
+        assert found is not None
+        assert len(found) == 3
+
+    run_world(1, scenario)
+
+
 # ---- a client whose disk is older than the grid
 
 
