@@ -66,6 +66,8 @@ class Carrying:
         self._writer = writer
         self._up_to: dict[int, int] = {}
         self._wants: dict[int, Want] = {}
+        self._unreadable: dict[int, int] = {}
+        """Inode -> the newest operation whose bytes the spool did not give back: left to the writer."""
 
     # ---- waiting
 
@@ -98,6 +100,8 @@ class Carrying:
         if limit < self._dirty.taken_at:
             return False
         pieces = list(self._new(ino))
+        if any(piece.number <= self._unreadable.get(ino, 0) for piece in pieces):
+            return False
         if len(pieces) > CARRIED_PIECES_MAX or any(piece.number > limit for piece in pieces):
             return False
         return sum(piece.end - piece.start for piece in pieces) <= CARRIED_BYTES_MAX
@@ -125,6 +129,7 @@ class Carrying:
                     picked.take(ino, self._read(ino, pieces), limit)
                 except (OSError, Corrupt) as error:
                     logger.error("%s: %s", self._log.metadata.path_of(ino), error)
+                    self._unreadable[ino] = max(piece.number for piece in pieces)
                     self._refuse(ino)  # the writer will say so to whoever waits
         return picked
 
@@ -132,6 +137,8 @@ class Carrying:
         """Of what is in packs, the record that is being made has the Commit."""
         for ino in [ino for ino, number in self._up_to.items() if self._writer.is_stored(ino, number)]:
             del self._up_to[ino]
+        for ino in [ino for ino, number in self._unreadable.items() if self._writer.is_stored(ino, number)]:
+            del self._unreadable[ino]
 
     def _pick_again(self, picked: Picked, limit: int, room: int) -> bool:
         """Take along what rests on the records before this one; returns whether that can be done."""

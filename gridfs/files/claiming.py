@@ -70,6 +70,8 @@ class Claimer:
         self._history = history
         self._keys = keys
         self._state = state
+        self._client, self._past_epoch = state.client, state.epoch
+        """Whose folder this was when it was opened, and the last epoch that was claimed then."""
         self._takes_over = takes_over
         self._is_settled = False
         """What the newest record knows is here, data included."""
@@ -171,8 +173,11 @@ class Claimer:
         self._check_stranger(newest, self._history.body(newest))
 
     def _is_older(self, newest: HeadRecord) -> bool:
-        """Whether those who answered have older records than W servers took from us."""
-        return newest.sequence < self._state.sequence and self._is_of_this_client(newest)
+        """Whether it is from before what W servers took from us: then those who show it lag behind. Who went
+        on from ours is above it; who was made to go on from an older one has a newer epoch."""
+        if self._is_of_this_client(newest):
+            return newest.sequence < self._state.sequence
+        return newest.sequence <= self._state.sequence and newest.epoch < self._past_epoch
 
     def _is_of_this_client(self, record: HeadRecord) -> bool:
         return record.mount_id[:CLIENT_SIZE] == self._state.client
@@ -250,7 +255,7 @@ class Claimer:
     ) -> RebuildNeeded:
         root = self._log.metadata.inode(ROOT)
         assert root is not None
-        return RebuildNeeded(reason, newest, body, root, keeps_spool=keeps_spool)
+        return RebuildNeeded(reason, newest, body, root, self._client, keeps_spool=keeps_spool)
 
     async def _roll_forward(self, newest: HeadRecord, body: HeadBody, *, keeps_spool: bool) -> None:
         try:

@@ -356,6 +356,7 @@ class Journal:
             self._draft = await self._compose()
         draft, state = self._draft, self.state
         if draft is None:
+            await trio.lowlevel.checkpoint()
             return
         await self._heads.append(draft.record)
         self._draft = None

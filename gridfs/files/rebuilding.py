@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from gridfs.files.aside import set_aside
-from gridfs.files.headstate import NOBODY, Base, HeadState, save_base, save_head_state
+from gridfs.files.headstate import CLIENT_SIZE, NOBODY, Base, HeadState, save_base, save_head_state
 from gridfs.files.runs import RunIn, batches, only_run, read_runs
 from gridfs.grid.downloader import Downloader
 from gridfs.meta.checkpoints import Loader
@@ -35,13 +35,22 @@ class RebuildNeeded(Exception):
     """
 
     def __init__(
-        self, reason: str, newest: HeadRecord, body: HeadBody, root: Inode, *, keeps_spool: bool
+        self,
+        reason: str,
+        newest: HeadRecord,
+        body: HeadBody,
+        root: Inode,
+        client: bytes,
+        *,
+        keeps_spool: bool,
     ) -> None:
         super().__init__(reason)
         self.newest = newest
         self.body = body
         self.root = root
         """The root directory as it is here: no operation has made it."""
+        self.client = client
+        """Whose folder it is, and stays: what its runs have written is no stranger's. Zeros if nobody's."""
         self.keeps_spool = keeps_spool
         """Whether the spool is of the same history as the grid."""
 
@@ -70,7 +79,8 @@ async def rebuild(
     draft = clear_draft(disk, database)
     epoch, root = needed.newest.epoch, needed.root
     owner = Owner(root.mode & PERMISSIONS, root.uid, root.gid, root.mtime)
-    number = await make_database(machine, downloader, sealer, needed.body, draft, owner, epoch)
+    mount_id = needed.client + bytes(len(NOBODY) - CLIENT_SIZE)
+    number = await make_database(machine, downloader, sealer, needed.body, draft, owner, epoch, mount_id)
     disk.sync_directory(_parent(database))
     # The log of the old database must never be beside the new one, which it would damage: it goes first.
     set_aside(disk, database, "-wal")
@@ -88,11 +98,13 @@ async def make_database(
     path: str,
     owner: Owner,
     epoch: int,
+    mount_id: bytes = NOBODY,
 ) -> int:
     """Make a database at a path that is free, from the checkpoint that a head record's body names, or an
     empty one where there is none; returns the last operation in it.
 
-    `epoch`: above it the next is claimed. It is durable, but for its name. Raises what reading packs raises.
+    `epoch`: above it the next is claimed. `mount_id`: of whose folder it is. It is durable, but for its name.
+    Raises what reading packs raises.
     """
     number = 0
     vfs = machine.disk.sqlite_vfs
@@ -112,7 +124,7 @@ async def make_database(
         number = root.number
         await _load(machine, downloader, sealer, root, path)
     with closing(Metadata.open(path, sealer, vfs=vfs)) as metadata:
-        state = HeadState(epoch, NOBODY, shipped=number, gathered=number, emptied=number)
+        state = HeadState(epoch, mount_id, shipped=number, gathered=number, emptied=number)
         state.heads, state.leaving = body.heads, body.leaving
         save_head_state(metadata, state)
         save_base(metadata, Base(body.checkpoint, number))

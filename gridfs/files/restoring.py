@@ -27,7 +27,9 @@ Keep = Callable[[CarriedData, int, memoryview], object]
 def restore(
     log: OperationLog, dirty: DirtyData, carried: Sequence[tuple[int, CarriedData]], keep: Keep | None = None
 ) -> list[int]:
-    """Bring back what is missing; returns the inodes that still rest on the records.
+    """Bring back what is missing; returns the inodes that rest on the records.
+
+    Those too whose bytes are in packs by now: the grid may not know of the Commit.
 
     `keep`: what to do with each piece; by default it is written anew.
 
@@ -37,7 +39,7 @@ def restore(
     overlays = _surviving(log, carried)
     for ino, overlay in overlays.items():
         _restore_file(log, dirty, ino, overlay, carried, keep or partial(_write, log, dirty))
-    return list(overlays)
+    return list(dict.fromkeys(data.ino for _, data in carried))
 
 
 def _write(log: OperationLog, dirty: DirtyData, data: CarriedData, start: int, view: memoryview) -> None:

@@ -210,7 +210,8 @@ class Trees:
         try:
             gone = True
             for root in self._metadata.detached():
-                if root not in self._building:
+                # While others were cleared away, one that was being built may have got its name.
+                if root not in self._building and root in self._metadata.detached():
                     gone = await self._empty(root) and self._drop(root) and gone
         except (Exhausted, Unavailable, OSError) as error:
             logger.error("a tree without a name is cleared away later: %s", error)

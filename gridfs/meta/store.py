@@ -61,7 +61,8 @@ def _whole(
     @wraps(method)
     def call(self: Metadata, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            if self._lacks_steps:
+            # A disk that fails, be it at a read, may make SQLite roll the transaction back by itself.
+            if self._lacks_steps or (self._steps and not self._database.in_transaction):
                 self._redo()
             return method(self, *args, **kwargs)
         except apsw.Error as error:

@@ -263,6 +263,22 @@ def test_a_commit_that_fails_leaves_the_transaction_whole(tmp_path: Path, faulty
     driver.store.close()
 
 
+def test_a_transaction_that_sqlite_rolls_back_by_itself_is_made_once_more(tmp_path: Path) -> None:
+    """As it may do when a read fails."""
+    driver = Driver(tmp_path / "m.db")
+    driver.make(b"before")
+    driver.store.commit()
+    driver.make(b"file")
+    picture = driver.picture()
+    driver.store._database.execute("ROLLBACK")
+    driver.store.commit()
+    assert driver.picture() == picture
+    driver.reopen()
+    assert driver.store.applied == driver.number
+    assert driver.store.check() == []
+    driver.store.close()
+
+
 class FailingSealer(MaskSealer):
     """Fails once when told to. The outbox seals last, when all rows of an operation are changed."""
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from gridfs.assembly import Parts
+from gridfs.files.carrying import Carrying, Picked
 from gridfs.files.spool import Spool
 from tests.simulation.filesystem import SPOOL, Client, Shell, gauges, start_servers
 from tests.simulation.machine import World, run_world
@@ -249,6 +250,42 @@ def test_bytes_that_could_not_be_read_for_a_while_leave_without_being_asked_for(
             fault.count = 0
             await trio.sleep(60)
             assert not shell.files.trouble()
+            assert set(gauges(parts).values()) == {0}, gauges(parts)
+
+        await client.session(work)
+
+    run_world(1, scenario)
+
+
+def test_a_clone_that_waits_for_bytes_that_cannot_be_read_costs_no_more_than_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few bytes, which a record would have carried: they are not asked for again and again."""
+    pick, picks = Carrying.pick, 0
+
+    def counted(self: Carrying, limit: int, room: int, *, begins: bool) -> Picked | None:
+        nonlocal picks
+        picks += 1
+        assert picks < 200
+        return pick(self, limit, room, begins=begins)
+
+    monkeypatch.setattr(Carrying, "pick", counted)
+
+    async def scenario(world: World) -> None:
+        client = await new_client(world)
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.write("new", content(SMALL))
+            fault = bad_reads(client)
+            await shell.clone("new", "twin")
+            with trio.move_on_after(30):
+                await parts.journal.shipped(parts.log.number)
+            assert "its bytes cannot be read back" in shell.files.trouble()
+            fault.count = 0
+            with trio.fail_after(60):
+                await shell.files.sync()
+                await shell.files.drain()
             assert set(gauges(parts).values()) == {0}, gauges(parts)
 
         await client.session(work)

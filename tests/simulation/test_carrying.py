@@ -14,6 +14,7 @@ import trio
 
 from gridfs.assembly import Parts
 from gridfs.files import journal
+from gridfs.files.barriers import Barriers
 from gridfs.files.carrying import CARRIED_BYTES_MAX
 from gridfs.files.namespace import RENAME_EXCHANGE
 from tests.files.test_journal import bodies
@@ -267,3 +268,39 @@ def test_a_name_leaves_after_its_data_also_if_the_process_was_killed_in_between(
         assert not exchange or found["new"] == b"old" * 10_000
 
     run_world(7, story)
+
+
+def test_what_a_record_carries_is_not_given_up_for_a_commit_that_the_grid_has_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Operations wait behind data (held up here by hand); among them the Commit of what was carried. The next
+    mount's first record stands for itself and must not forget the bytes."""
+    limit = Barriers.limit
+    held: list[int] = []
+    monkeypatch.setattr(Barriers, "limit", lambda self: min([limit(self), *held]))
+
+    async def story(world: World) -> None:
+        client = Client(world, await start_servers(world))
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            await Shell(parts).write("file", b"f" * 3000)
+            await Shell(parts).fsync("file")
+            held.append(parts.log.number)
+            await trio.sleep(10)
+            assert parts.dirty.bytes == 0, "in a pack by now"
+            assert parts.log.number > parts.journal.up_to
+
+        await client.session(work)
+
+        async def begin(parts: Parts) -> None:
+            with trio.move_on_after(20):
+                await parts.journal.begun()
+
+        await client.session(begin)
+        held.clear()
+        other = Client(world, client.servers, "other")
+        other.create()
+        assert await other.session(look) == {"file": b"f" * 3000}
+
+    run_world(1, story)

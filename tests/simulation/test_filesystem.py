@@ -17,6 +17,7 @@ import trio
 
 from gridfs.assembly import Parts
 from gridfs.files.claiming import TakenOver
+from gridfs.grid.errors import NotEnoughServers
 from storage.errors import Unavailable
 from tests.simulation.filesystem import HOME, OPTIONS, SPOOL, Client, Servers, Shell, gauges, start_servers
 from tests.simulation.machine import World, run_world
@@ -280,6 +281,36 @@ def test_a_client_that_left_nothing_behind_comes_back_after_another() -> None:
 
             await client.session(work, TAKEOVER)
             expected[name] = data
+
+    run_world(1, scenario)
+
+
+def test_a_server_that_lags_behind_does_not_pass_for_another_client() -> None:
+    """It alone answers at first, and has only what the client before this one wrote."""
+
+    async def scenario(world: World) -> None:
+        first, servers = await new_client(world)
+        second = Client(world, servers, "second")
+        second.create()
+
+        async def work(parts: Parts) -> None:
+            await Shell(parts).write(f"{parts.log.number}", b"x" * 100)
+            await parts.files.drain()
+
+        await first.session(work)
+        lagging, *others = servers.nodes
+        world.crash(lagging)
+        await second.session(work, TAKEOVER)
+        await servers.restart(lagging)
+        for node in others:
+            world.fabric.clog(node.name, "second", trio.current_time() + 7)
+        with pytest.raises(NotEnoughServers):
+            await second.session(work)
+        await trio.sleep(10)
+        await second.session(work)
+        found = await second.session(lambda parts: Shell(parts).tree())
+        assert found is not None
+        assert len(found) == 3
 
     run_world(1, scenario)
 

@@ -327,7 +327,7 @@ async def die_and_recover(
     """
     try:
         new = await stage.recover(new_keys=first, strike=strike)
-    except (NotEnoughServers, Unavailable):
+    except (GridError, StorageError):
         new = None  # the servers died, and this machine gave up
     stop()
     died = new is None

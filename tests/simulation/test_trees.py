@@ -310,3 +310,27 @@ def test_what_cannot_be_cloned_is_refused() -> None:
                 raise AssertionError
 
     in_a_file_system(work)
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_clone_that_gets_its_name_while_others_are_cleared_away_keeps_what_lies_in_it(turns: int) -> None:
+    async def work(parts: Parts) -> None:
+        shell = Shell(parts)
+        shell.mkdir("folder")
+        for number in range(4 * STEP):
+            shell.create(f"folder/{number}")
+        folder = shell.find("folder")
+        assert folder is not None
+        await shell.clone("folder", "past", read_only=True)
+        trees, maker = shell.files.trees, 77
+        async with trees.prepared(folder, ROOT, b"twin", maker, read_only=False):
+            shell.rmdir("past")
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            assert trees.make(ROOT, b"twin", FOLDER, maker) is not None
+        await cleared(parts)
+        twin = shell.find("twin")
+        assert twin is not None
+        assert len(shell.names.entries(twin, 0, 1000)) == 4 * STEP
+
+    in_a_file_system(work)

@@ -93,7 +93,7 @@ def test_power_failure_before_every_disk_operation() -> None:
 
 
 async def run_and_fail(world: World, operation: str, skip: int, count: int) -> bool:
-    """The disk fails `count` times; what is put again is there or not, and where it is told to be, it is whole.
+    """The disk fails `count` times; what is put again is there or not, and is whole where it is told to be.
 
     True if it failed.
     """

@@ -100,6 +100,8 @@ class Chaos:
         self._severity: dict[Mount, int] = {}
         self._images: dict[Mount, tuple[Directory, bytes]] = {}
         self._retired: list[Mount] = []
+        self._promised_before = 0
+        """Up to which state anything was promised before the last attempt to recover."""
         self._ghosts: list[trio.Event] = []
 
     @property
@@ -156,6 +158,7 @@ class Chaos:
         stream = chance(self.plan.seed, "recover", mount.name)
         begin = trio.current_time()
         while not mount.is_recovered:
+            self._promised_before = mount.history.grid.named
             new_keys = stream.random() < 0.3
             if stream.random() < 0.3:
                 strike = stream.choice([self.world.kill, self.world.crash])
@@ -183,8 +186,8 @@ class Chaos:
         except NothingThere as error:
             if error.silent:
                 raise
-            if mount.history.grid.named:
-                text = f"state {mount.history.grid.named} was promised, and no server knows anything"
+            if self._promised_before:
+                text = f"state {self._promised_before} was promised, and no server knows anything"
                 raise Violation("synced names", text) from None
             mount.client.strike_at(self.world.kill)
             make_anew(mount.client)
@@ -290,7 +293,7 @@ class Chaos:
             raise Violation("mount", f"a mount ended by itself: {error!r}") from error
         if now - begin > PATIENCE_S:
             raise Violation("liveness", f"{name} does not open: {error!r}") from error
-        nothing_promised = isinstance(error, NothingThere) and not mount.history.grid.named
+        nothing_promised = isinstance(error, NothingThere) and not self._promised_before
         excused = self.injector.for_syncs(name, begin) or self.injector.for_disk(name, begin)
         if not excused and not nothing_promised:
             raise Violation("availability", f"{name} does not open: {error!r}") from error
@@ -369,7 +372,7 @@ class Chaos:
     async def _all_zero(self, read: Callable[[], dict[str, int]], when: str) -> None:
         """What goes on in the background, such as a checkpoint, comes to its end."""
         with trio.move_on_after(CALM_S):
-            while any(read().values()):
+            while any(read().values()):  # noqa: ASYNC110 - nobody tells
                 await trio.sleep(0.2)
             return
         left = {name: count for name, count in read().items() if count}
@@ -517,7 +520,7 @@ class Chaos:
     async def _debts_are_paid(self, parts: Parts) -> None:
         """All servers are there: what is owed is placed without being asked for."""
         with trio.move_on_after(PATIENCE_S):
-            while parts.log.metadata.totals().missing_shares:
+            while parts.log.metadata.totals().missing_shares:  # noqa: ASYNC110 - nobody tells
                 await trio.sleep(1)
             return
         owed = parts.log.metadata.totals().missing_shares
@@ -592,8 +595,9 @@ def run(
         except Exception as error:
             first = _first(error)
             checker = first.checker if isinstance(first, Violation) else "exception"
-            lines = [] if isinstance(first, Violation) else traceback.format_exception(first)
-            failure = "".join(lines) or str(first)
+            cause = first.__cause__ if isinstance(first, Violation) else first
+            lines = traceback.format_exception(_first(cause)) if cause else []
+            failure = "".join([*lines, str(first)])
     return Result(
         seed=seed,
         plan=plan,
