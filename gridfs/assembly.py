@@ -33,12 +33,9 @@ from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Prefetcher, ReadaheadConfig
 from gridfs.files.reader import Reader, ReaderConfig
 from gridfs.files.rebuilding import (
-    Owner,
     RebuildNeeded,
-    clear_draft,
+    Remaking,
     finish_rebuild,
-    make_database,
-    put_in_place,
     rebuild,
 )
 from gridfs.files.replay import replay
@@ -51,11 +48,10 @@ from gridfs.grid.downloader import Downloader
 from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.grid.uploader import Uploader
-from gridfs.meta.records import HeadBody, Settings
+from gridfs.meta.records import Settings
 from gridfs.meta.store import Metadata
 from gridfs.upkeep.debts import Debts, DebtsConfig
 from storage.client import StorageClient
-from storage.format.head import HeadRecord
 from storage.ports import Entropy, Machine
 
 _SPOOL_KEY = "gridfs 2026 spool key"
@@ -203,28 +199,16 @@ async def follow_filesystem(
         try:
             running = _build(machine, config, grid, options, local)
             parts = running.parts
-            log, metadata = local.log, local.log.metadata
-
-            async def remake(newest: HeadRecord, body: HeadBody) -> None:
-                draft = clear_draft(machine.disk, database)
-                owner = Owner(0o755, 0, 0, 0)
-                await make_database(machine, grid.downloader, sealer, body, draft, owner, newest.epoch)
-                metadata.close()
-                put_in_place(machine.disk, database)
-                metadata.switch(database, vfs=machine.disk.sqlite_vfs)
-                log.begin_anew()
-                local.dirty.forget_all()
-                parts.prefetcher.reader.forget()
-
             following = Follower(
-                log,
+                local.log,
                 local.dirty,
                 parts.contents,
                 grid.heads,
                 grid.history,
                 grid.keys,
                 local.head_state,
-                remake,
+                Remaking(machine, grid.downloader, sealer, database),
+                parts.prefetcher.reader,
                 FollowConfig(),
             )
             await following.catch_up()
@@ -233,7 +217,7 @@ async def follow_filesystem(
                     await nursery.start(run)
                 yield replace(parts, following=following)
                 nursery.cancel_scope.cancel()
-            log.commit()
+            local.log.commit()
         finally:
             local.close()
 

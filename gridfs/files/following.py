@@ -23,6 +23,8 @@ from gridfs.files.dirty import DirtyData
 from gridfs.files.headstate import HeadState, save_head_state
 from gridfs.files.history import BehindCheckpoint, History, Tail
 from gridfs.files.log import OperationLog
+from gridfs.files.reader import Reader
+from gridfs.files.rebuilding import Remaking
 from gridfs.files.restoring import restore
 from gridfs.files.salvage import touched
 from gridfs.files.spoolformat import CHUNK
@@ -35,8 +37,6 @@ from storage.format.head import HeadRecord
 from storage.ports import Disk
 
 logger = logging.getLogger(__name__)
-
-Remake = Callable[[HeadRecord, HeadBody], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ class Follower:
         history: History,
         keys: HeadKeys,
         state: HeadState,
-        remake: Remake,
+        remaking: Remaking,
+        reader: Reader,
         config: FollowConfig,
     ) -> None:
-        """`remake`: puts a database made from a record's checkpoint in the place of the one in use."""
         self._log = log
         self._dirty = dirty
         self._contents = contents
@@ -69,7 +69,8 @@ class Follower:
         self._history = history
         self._keys = keys
         self._state = state
-        self._remake = remake
+        self._remaking = remaking
+        self._reader = reader
         self._config = config
         self._scratch = 0
         """Number of the last record in the spool."""
@@ -120,18 +121,17 @@ class Follower:
         if newest is None:
             return False
         body = self._history.body(newest)
-        is_other = False
-        if not await self._goes_on(newest):
+        number, is_other = self._log.number, not await self._goes_on(newest)
+        if is_other:
             logger.warning("what is here is of another history: the metadata are made anew from the grid")
-            await self._remake(newest, body)
-            is_other = True
+            number = await self._remaking.make(newest, body)
         try:
-            tail = await self._history.behind(newest, self._log.number)
+            tail = await self._history.behind(newest, number)
         except BehindCheckpoint as error:
             logger.warning("the metadata are made anew from the grid: %s", error)
-            await self._remake(newest, body)
             is_other = True
-            tail = await self._history.behind(newest, self._log.number)
+            number = await self._remaking.make(newest, body)
+            tail = await self._history.behind(newest, number)
         carried = await self._history.carried(newest)
         inodes = self._show(newest, tail, carried, is_other=is_other)
         if is_other:
@@ -182,9 +182,14 @@ class Follower:
     ) -> set[int]:
         """In one step: what is shown from now on is the state at `newest`. Returns the inodes it changed.
 
-        `is_other`: the metadata were made anew.
+        `is_other`: metadata that were made anew take the place of those in use first.
         """
         log, state = self._log, self._state
+        if is_other:
+            self._remaking.put(log.metadata)
+            log.begin_anew()
+            self._dirty.forget_all()
+            self._reader.forget()
         inodes: set[int] = set()
         for number, encoded in tail.operations:
             operation = log.adopt(number, encoded)

@@ -133,12 +133,32 @@ async def make_database(
     return number
 
 
-def put_in_place(disk: Disk, database: str) -> None:
-    """Put the draft of `make_database` in the place of a database that is closed and of no use any more."""
-    for suffix in ("-wal", "-shm"):
-        _remove(disk, database + suffix)
-    disk.replace(draft_of(database), database)
-    disk.sync_directory(_parent(database))
+class Remaking:
+    """Metadata made anew for a mount that only reads, while it goes on with the old ones."""
+
+    def __init__(self, machine: Machine, downloader: Downloader, sealer: Sealer, database: str) -> None:
+        self._machine = machine
+        self._downloader = downloader
+        self._sealer = sealer
+        self._database = database
+
+    async def make(self, newest: HeadRecord, body: HeadBody) -> int:
+        """Make them, from the checkpoint that a record names; returns the last operation in them."""
+        draft = clear_draft(self._machine.disk, self._database)
+        owner = Owner(0o755, 0, 0, 0)
+        return await make_database(
+            self._machine, self._downloader, self._sealer, body, draft, owner, newest.epoch
+        )
+
+    def put(self, metadata: Metadata) -> None:
+        """Let `metadata` go on with them; the old ones are gone."""
+        disk, database = self._machine.disk, self._database
+        metadata.close()
+        for suffix in ("-wal", "-shm"):
+            _remove(disk, database + suffix)
+        disk.replace(draft_of(database), database)
+        disk.sync_directory(_parent(database))
+        metadata.switch(database, vfs=disk.sqlite_vfs)
 
 
 def clear_draft(disk: Disk, database: str) -> str:
