@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 from blake3 import blake3
 
 from gridfs.codec.cipher import open_blob, seal_blob
 from gridfs.codec.headkeys import HeadKeys
-from gridfs.codec.keys import KeyTree
+from gridfs.codec.keys import KeyTree, ReadTree
 from gridfs.config import Config
 from gridfs.files.checkpointing import CheckpointConfig, Checkpointer
 from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.dirty import DirtyData
 from gridfs.files.filesystem import FileSystem, FileSystemConfig
+from gridfs.files.following import FollowConfig, Follower, clear_scratch
 from gridfs.files.freezing import FreezeConfig, Freezer
 from gridfs.files.headstate import HeadState, load_head_state
 from gridfs.files.history import History
@@ -31,7 +32,15 @@ from gridfs.files.lull import Lull
 from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Prefetcher, ReadaheadConfig
 from gridfs.files.reader import Reader, ReaderConfig
-from gridfs.files.rebuilding import RebuildNeeded, finish_rebuild, rebuild
+from gridfs.files.rebuilding import (
+    Owner,
+    RebuildNeeded,
+    clear_draft,
+    finish_rebuild,
+    make_database,
+    put_in_place,
+    rebuild,
+)
 from gridfs.files.replay import replay
 from gridfs.files.spool import Spool
 from gridfs.files.stamps import Stamps
@@ -39,13 +48,14 @@ from gridfs.files.trees import Trees, TreesConfig
 from gridfs.files.writer import Writer, WriterConfig
 from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.downloader import Downloader
-from gridfs.grid.heads import HeadServers
+from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.grid.uploader import Uploader
-from gridfs.meta.records import Settings
+from gridfs.meta.records import HeadBody, Settings
 from gridfs.meta.store import Metadata
 from gridfs.upkeep.debts import Debts, DebtsConfig
 from storage.client import StorageClient
+from storage.format.head import HeadRecord
 from storage.ports import Entropy, Machine
 
 _SPOOL_KEY = "gridfs 2026 spool key"
@@ -89,8 +99,11 @@ class Parts:
     capacity: Capacity
     debts: Debts
     heads: HeadServers
+    contents: Contents
     clients: dict[bytes, StorageClient]
     roster: Roster
+    following: Follower | None = None
+    """Of a mount that only reads what others write."""
 
 
 class LocalSealer:
@@ -107,7 +120,7 @@ class LocalSealer:
         return open_blob(self._key, data)
 
 
-def spool_key(keys: KeyTree) -> bytes:
+def spool_key(keys: KeyTree | ReadTree) -> bytes:
     """What the spool's slots are sealed under, in the end."""
     return blake3(keys.local_key, derive_key_context=_SPOOL_KEY).digest()
 
@@ -130,30 +143,115 @@ async def open_filesystem(
     Raises NotEnoughServers where too few head servers answer, TakenOver, and the
     storage errors of a damaged database or spool.
     """
-    async with trio.open_nursery() as connections:
-        grid = await _reach(machine, config, roster, head_keys(config, keys, former), connections)
-        local, running = await _claimed(machine, config, grid, keys, database, spool_directory, options)
+    async with (
+        connected(machine, roster) as clients,
+        reach(config, roster, head_keys(config, keys, former), clients) as grid,
+        run_filesystem(machine, config, grid, database, spool_directory, options) as parts,
+    ):
+        yield parts
+
+
+@asynccontextmanager
+async def run_filesystem(
+    machine: Machine,
+    config: Config,
+    grid: Grid,
+    database: str,
+    spool_directory: str,
+    options: MountOptions,
+    claim: Claim | None = None,
+) -> AsyncIterator[Parts]:
+    """The same on a grid that was reached before. `claim`: what head servers answered to the claim that the
+    head state in the database tells; without it an epoch is claimed anew."""
+    local, running = await _claimed(machine, config, grid, database, spool_directory, options, claim)
+    try:
+        async with trio.open_nursery() as nursery:
+            for run in running.tasks:
+                await nursery.start(run)
+            yield running.parts
+            nursery.cancel_scope.cancel()
+        local.note_leftover()
+        local.log.commit()
+    finally:
+        local.close()
+
+
+@asynccontextmanager
+async def follow_filesystem(
+    machine: Machine,
+    config: Config,
+    roster: Roster,
+    keys: ReadTree,
+    database: str,
+    spool_directory: str,
+    options: MountOptions,
+) -> AsyncIterator[Parts]:
+    """Open a file system that somebody else writes, as it is now in the grid, and follow what is written
+    until the block is left.
+
+    Raises NotEnoughServers where no quorum of head servers answers, and what reading the grid raises.
+    """
+    options = replace(options, read_only=True, atime=False)
+    async with (
+        connected(machine, roster) as clients,
+        reach(config, roster, head_keys(config, keys), clients) as grid,
+    ):
+        clear_scratch(machine.disk, spool_directory)
+        sealer = LocalSealer(keys.local_key, machine.entropy)
+        local = _open_local(machine, keys, sealer, database, spool_directory, options)
+        _use_known_heads(config, grid, local.head_state)
         try:
+            running = _build(machine, config, grid, options, local)
+            parts = running.parts
+            log, metadata = local.log, local.log.metadata
+
+            async def remake(newest: HeadRecord, body: HeadBody) -> None:
+                draft = clear_draft(machine.disk, database)
+                owner = Owner(0o755, 0, 0, 0)
+                await make_database(machine, grid.downloader, sealer, body, draft, owner, newest.epoch)
+                metadata.close()
+                put_in_place(machine.disk, database)
+                metadata.switch(database, vfs=machine.disk.sqlite_vfs)
+                log.begin_anew()
+                local.dirty.forget_all()
+                parts.prefetcher.reader.forget()
+
+            following = Follower(
+                log,
+                local.dirty,
+                parts.contents,
+                grid.heads,
+                grid.history,
+                grid.keys,
+                local.head_state,
+                remake,
+                FollowConfig(),
+            )
+            await following.catch_up()
             async with trio.open_nursery() as nursery:
-                for run in running.tasks:
+                for run in (*running.tasks, following.run):
                     await nursery.start(run)
-                yield running.parts
+                yield replace(parts, following=following)
                 nursery.cancel_scope.cancel()
-            local.note_leftover()
-            local.log.commit()
+            log.commit()
         finally:
             local.close()
-        connections.cancel_scope.cancel()
 
 
-def head_keys(config: Config, keys: KeyTree, former: tuple[KeyTree, ...] = ()) -> HeadKeys:
+def _use_known_heads(config: Config, grid: Grid, state: HeadState) -> None:
+    """The list of head servers that was known last, where the configuration has an older one."""
+    if state.heads is not None and state.heads.generation >= config.head_generation:
+        grid.heads.use(state.heads, state.leaving)
+
+
+def head_keys(config: Config, keys: KeyTree | ReadTree, former: tuple[KeyTree, ...] = ()) -> HeadKeys:
     """As whom a file system's client speaks to the head servers."""
     first_key = config.first_key or keys.verifying_key
     return HeadKeys(keys, first_key, config.recovery_public, config.succession, former)
 
 
 @dataclass(frozen=True, slots=True)
-class _Grid:
+class Grid:
     """The way to the servers; it stands before anything local is opened."""
 
     clients: dict[bytes, StorageClient]
@@ -191,40 +289,54 @@ class _Running:
     tasks: tuple[Callable[..., Awaitable[None]], ...]
 
 
-async def _reach(
-    machine: Machine, config: Config, roster: Roster, keys: HeadKeys, nursery: trio.Nursery
-) -> _Grid:
+@asynccontextmanager
+async def connected(machine: Machine, roster: Roster) -> AsyncIterator[dict[bytes, StorageClient]]:
+    """Clients of all servers, by their ids, while the block runs."""
     clients = {
         server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
     }
-    for client in clients.values():
-        await nursery.start(client.run)
+    async with trio.open_nursery() as nursery:
+        for client in clients.values():
+            await nursery.start(client.run)
+        yield clients
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def reach(
+    config: Config, roster: Roster, keys: HeadKeys, clients: dict[bytes, StorageClient]
+) -> AsyncIterator[Grid]:
+    """One file system's way to its servers, while the block runs. `clients` must be running."""
     downloader = Downloader(clients, roster)
-    await nursery.start(downloader.run)
     uploader = Uploader(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server
     )
-    heads = HeadServers(clients, config.head_servers, roster, keys.log, config.quorum, keys.verifier())
-    return _Grid(clients, roster, downloader, uploader, heads, History(heads, downloader, keys), keys)
+    heads = HeadServers(clients, config.head_list, roster, keys.log, keys.verifier())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(downloader.run)
+        yield Grid(clients, roster, downloader, uploader, heads, History(heads, downloader, keys), keys)
+        nursery.cancel_scope.cancel()
 
 
 async def _claimed(
     machine: Machine,
     config: Config,
-    grid: _Grid,
-    keys: KeyTree,
+    grid: Grid,
     database: str,
     spool_directory: str,
     options: MountOptions,
+    claim: Claim | None,
 ) -> tuple[_Local, _Running]:
     """The local state, brought up to date with the grid, and all that stands on it; nothing runs yet."""
+    keys = grid.keys.tree
     sealer = LocalSealer(keys.local_key, machine.entropy)
     while True:
         local = _open_local(machine, keys, sealer, database, spool_directory, options)
+        _use_known_heads(config, grid, local.head_state)
         try:
             running = _build(machine, config, grid, options, local)
             if not options.read_only:
-                await running.parts.journal.claim(len(config.head_servers) - config.quorum + 1)
+                await running.parts.journal.claim(claim)
                 running.parts.files.namespace.drop_orphans()
             return local, running
         except RebuildNeeded as needed:
@@ -235,6 +347,7 @@ async def _claimed(
                 local.log.spool.set_aside()
                 local.log.metadata.close()
             await rebuild(machine, grid.downloader, sealer, needed, database)
+            claim = None
         except BaseException:
             local.close()
             raise
@@ -242,7 +355,7 @@ async def _claimed(
 
 def _open_local(
     machine: Machine,
-    keys: KeyTree,
+    keys: KeyTree | ReadTree,
     sealer: LocalSealer,
     database: str,
     spool_directory: str,
@@ -261,7 +374,7 @@ def _open_local(
     return local
 
 
-def _build(machine: Machine, config: Config, grid: _Grid, options: MountOptions, local: _Local) -> _Running:
+def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, local: _Local) -> _Running:
     """The graph from the log up."""
     log, dirty, head_state = local.log, local.dirty, local.head_state
     uploader, downloader = grid.uploader, grid.downloader
@@ -300,14 +413,7 @@ def _build(machine: Machine, config: Config, grid: _Grid, options: MountOptions,
         grid.history,
         grid.keys,
         head_state,
-        JournalConfig(
-            config.k,
-            config.n,
-            config.quorum,
-            settings,
-            config.head_generation,
-            takes_over=options.takeover,
-        ),
+        JournalConfig(config.k, config.n, settings, takes_over=options.takeover),
     )
     namespace = Namespace(log, contents, stamps)
     trees = Trees(log, dirty, contents, namespace, journal, stamps, TreesConfig())
@@ -321,7 +427,7 @@ def _build(machine: Machine, config: Config, grid: _Grid, options: MountOptions,
         capacity,
         machine.offload,
         stamp=lambda: head_state.stamp,
-        is_allowed=lambda: files.writable and journal.claimed,
+        is_allowed=lambda: files.writable and journal.is_owner,
         config=DebtsConfig(),
     )
     writing = (log.run, writer.run, checkpointer.run, journal.run, trees.run, debts.run)
@@ -338,6 +444,7 @@ def _build(machine: Machine, config: Config, grid: _Grid, options: MountOptions,
         capacity=capacity,
         debts=debts,
         heads=grid.heads,
+        contents=contents,
         clients=grid.clients,
         roster=grid.roster,
     )

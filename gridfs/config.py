@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from gridfs.codec.headlist import HeadList
 from storage.errors import Refused
 from storage.format.head import Succession
 
@@ -38,8 +39,16 @@ class Config:
 
     @property
     def quorum(self) -> int:
-        """W: head servers that must hold a record. With several shares a server, `happy` counts shares."""
-        majority = len(self.head_servers) // 2 + 1
+        """W: head servers that must hold a record."""
+        return self.quorum_of(len(self.head_servers))
+
+    @property
+    def head_list(self) -> HeadList:
+        return HeadList(self.head_servers, self.quorum, self.head_generation)
+
+    def quorum_of(self, head_servers: int) -> int:
+        """W for so many head servers. With several shares a server, `happy` counts shares."""
+        majority = head_servers // 2 + 1
         return max(self.happy, majority) if self.shares_per_server == 1 else majority
 
     def encode(self) -> str:

@@ -8,18 +8,16 @@ left behind that was never committed goes too.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
-from gridfs.assembly import head_keys
+from gridfs.assembly import connected, head_keys
 from gridfs.codec.headkeys import HeadKeys
 from gridfs.codec.keys import KeyTree
 from gridfs.config import Config
+from gridfs.files.claiming import TakenOver
 from gridfs.files.headstate import HeadState
-from gridfs.files.journal import TakenOver
 from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.heads import HeadServers
 from gridfs.grid.roster import Roster
@@ -52,16 +50,17 @@ async def own(
     NotEnoughServers.
     """
     keys = head_keys(config, tree)
-    async with _clients(machine, roster) as clients:
-        heads = HeadServers(clients, config.head_servers, roster, keys.log, config.quorum, keys.verifier())
+    async with connected(machine, roster) as clients:
+        heads = HeadServers(clients, state.heads or config.head_list, roster, keys.log, keys.verifier())
+        heads.use(heads.now, state.leaving)
         claim = await heads.claim(keys.claim(_epoch(keys, state), state.mount_id))
-    enough = 0 if begun else len(config.head_servers) - config.quorum + 1
     newest = claim.newest
     is_ours = newest is None or newest.mount_id in state.runs or newest.record_hash() == state.previous
     if claim.refused or not is_ours:
         raise TakenOver("another machine has taken this file system over: it is not destroyed from here")
-    if claim.promises < enough:
-        raise NotEnoughServers("asking the head servers", claim.promises, enough)
+    if not begun and not claim.is_heard:
+        needed = heads.now.needed("seeing")
+        raise NotEnoughServers("asking the head servers", claim.promises, needed)
 
 
 async def release(
@@ -78,10 +77,10 @@ async def release(
         except StorageError as error:
             result.trouble = str(error)
 
-    async with _clients(machine, roster) as clients, trio.open_nursery() as nursery:
+    async with connected(machine, roster) as clients, trio.open_nursery() as nursery:
         for server, client in clients.items():
             nursery.start_soon(one, client, results[server])
-    for server in config.head_servers:
+    for server in (state.heads or config.head_list).servers:
         if server not in results:
             results[server] = Released(trouble="it is not in the servers file")
     return results
@@ -106,15 +105,3 @@ async def _end_log(client: StorageClient, keys: HeadKeys, state: HeadState) -> N
 
 def _epoch(keys: HeadKeys, state: HeadState) -> int:
     return max(state.epoch, keys.epoch_floor)
-
-
-@asynccontextmanager
-async def _clients(machine: Machine, roster: Roster) -> AsyncIterator[dict[bytes, StorageClient]]:
-    clients = {
-        server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
-    }
-    async with trio.open_nursery() as nursery:
-        for client in clients.values():
-            await nursery.start(client.run)
-        yield clients
-        nursery.cancel_scope.cancel()

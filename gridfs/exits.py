@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gridfs.codec.keys import BadKeyFile, WrongKey
-from gridfs.files.journal import TakenOver
+from gridfs.files.claiming import TakenOver
 from gridfs.grid.errors import GridError, NotEnoughServers, RosterError
 from storage.errors import Corrupt, Refused, StorageError
 

@@ -14,18 +14,20 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
 
-from gridfs.assembly import LocalSealer, spool_key
+from gridfs.assembly import LocalSealer, connected, spool_key
 from gridfs.codec.keys import KeyTree
 from gridfs.exits import sole
+from gridfs.files.aside import asides_of
 from gridfs.files.overlay import Piece
 from gridfs.files.reader import Reader, ReaderConfig
 from gridfs.files.salvage import (
+    Atlas,
     Changed,
     Local,
     Range,
@@ -42,7 +44,8 @@ from gridfs.grid.downloader import Downloader
 from gridfs.grid.errors import GridError
 from gridfs.grid.roster import Roster
 from gridfs.meta.operations import Write, decode
-from storage.client import StorageClient, Traffic
+from gridfs.meta.store import Metadata
+from storage.client import Traffic
 from storage.errors import StorageError
 from storage.ports import Disk, File, Machine
 
@@ -94,26 +97,34 @@ async def export_spool(
             async with _grid(machine, local, roster) as reader:
                 exporter = _Exporter(machine.disk, local, reader, target, manifest)
                 wanted = changed(local)
-                directories = name_paths(local, wanted)
+                name_paths(local.metadata, wanted)
                 for one in wanted:
                     await exporter.inode(one)
-            for slot in [*local.aside, *(local.slots if everything else ())]:
-                exporter.slot(slot, directories)
+            with _past(machine.disk, database, sealer) as past:
+                exporter.slots(local.aside, [*past, local.metadata])
+            if everything:
+                exporter.slots(local.slots, [local.metadata])
     except ExceptionGroup as group:
         raise sole(group) from None
     machine.disk.sync_directory(target)
     return exporter.done
 
 
+@contextmanager
+def _past(disk: Disk, database: str, sealer: LocalSealer) -> Iterator[list[Metadata]]:
+    """The metadata that were set aside, the latest first; without those that do not open."""
+    with ExitStack() as stack:
+        opened: list[Metadata] = []
+        for path in asides_of(disk, database):
+            with suppress(StorageError):
+                opened.append(stack.enter_context(closing(Metadata.open(path, sealer, vfs=disk.sqlite_vfs))))
+        yield opened
+
+
 @asynccontextmanager
 async def _grid(machine: Machine, local: Local, roster: Roster) -> AsyncIterator[Reader]:
-    clients = {
-        server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
-    }
-    downloader = Downloader(clients, roster)
-    async with trio.open_nursery() as nursery:
-        for client in clients.values():
-            await nursery.start(client.run)
+    async with connected(machine, roster) as clients, trio.open_nursery() as nursery:
+        downloader = Downloader(clients, roster)
         await nursery.start(downloader.run)
         yield Reader(local.metadata, local.dirty, local.spool, downloader, ReaderConfig())
         nursery.cancel_scope.cancel()
@@ -125,6 +136,18 @@ class _Piled:
 
     numbers: list[int] = field(default_factory=list)
     ranges: list[Range] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What one slot holds."""
+
+    name: str
+    numbers: list[int] = field(default_factory=list)
+    piled: dict[int, _Piled] = field(default_factory=dict)
+    """By inode number."""
+    names: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    """Inode number -> (directory, name), as its operations give them."""
 
 
 class _Manifest:
@@ -249,39 +272,49 @@ class _Exporter:
 
     # ---- slots
 
-    def slot(self, slot: str, directories: dict[int, bytes]) -> None:
-        """Export the writes that one slot holds, in their order, and what names it gives."""
-        names: dict[int, bytes] = {}
-        piled: dict[int, _Piled] = {}
-        numbers: list[int] = []
-        for record, data in self._local.spool.records_in(slot):
+    def slots(self, names: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """Export the writes that slots hold, in their order. `metadata`: who may know where inodes lie."""
+        if not names:
+            return
+        slots = [self._slot(name) for name in names]
+        atlas = Atlas(metadata, (ino for slot in slots for ino in slot.piled))
+        given: dict[int, tuple[int, bytes]] = {}
+        for slot in slots:
+            given |= slot.names
+        for slot in slots:
+            numbers = slot.numbers
+            self._manifest.add(slot=slot.name, operations=[numbers[0], numbers[-1]] if numbers else None)
+            for ino, one in slot.piled.items():
+                path = atlas.path(ino, given)
+                ranges = merged(one.ranges)
+                self.done.bytes += sum(end - start for start, end in ranges)
+                self._manifest.add(
+                    slot=slot.name,
+                    ino=ino,
+                    path=None if path is None else os.fsdecode(path),
+                    operations=one.numbers,
+                    ranges=ranges,
+                    stored=f"slots/{slot.name}/{ino}" if ranges else None,
+                )
+            self.done.slots += 1
+
+    def _slot(self, name: str) -> _Slot:
+        """Write out the data of one slot; returns what was found."""
+        slot = _Slot(name)
+        for record, data in self._local.spool.records_in(name):
             operation = decode(record.operation)
-            numbers.append(record.number)
-            for ino, parent, name in named(operation):
-                names[ino] = directories.get(parent, b"?") + b"/" + name
+            slot.numbers.append(record.number)
+            slot.names |= {ino: (parent, given) for ino, parent, given in named(operation)}
             for ino in touched(operation):
-                piled.setdefault(ino, _Piled()).numbers.append(record.number)
+                slot.piled.setdefault(ino, _Piled()).numbers.append(record.number)
             if isinstance(operation, Write) and data:
-                file = self._create(f"slots/{slot}/{operation.ino}", exclusive=False)
+                file = self._create(f"slots/{name}/{operation.ino}", exclusive=False)
                 try:
                     file.write_at([data], operation.offset)
                 finally:
                     file.close()
-                piled[operation.ino].ranges.append((operation.offset, operation.offset + len(data)))
-        self._manifest.add(slot=slot, operations=[numbers[0], numbers[-1]] if numbers else None)
-        for ino, one in piled.items():
-            path = names[ino].lstrip(b"/") if ino in names else None
-            ranges = merged(one.ranges)
-            self.done.bytes += sum(end - start for start, end in ranges)
-            self._manifest.add(
-                slot=slot,
-                ino=ino,
-                path=None if path is None else os.fsdecode(path),
-                operations=one.numbers,
-                ranges=ranges,
-                stored=f"slots/{slot}/{ino}" if ranges else None,
-            )
-        self.done.slots += 1
+                slot.piled[operation.ino].ranges.append((operation.offset, operation.offset + len(data)))
+        return slot
 
     def _create(self, name: str, *, exclusive: bool = True) -> File:
         path = f"{self._target}/{name}"

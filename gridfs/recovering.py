@@ -1,8 +1,9 @@
 """Recovering a file system on a machine that has nothing: from the recovery key to a folder that mounts.
 
-`plan` decides, from what was found in the grid, what the folder's configuration and keys will be; `rebuild`
-makes the metadata: an empty database is opened as a mount would open it, claims an epoch, adopts the newest
-record and is rolled forward; then a record of its own that stands for itself takes the file system over.
+`plan` decides, from what was found in the grid, what the folder's configuration and keys will be. `rebuild`
+claims an epoch, makes the metadata from the checkpoint and reads what lies behind it, all at once and on the
+connections that found it; then the folder is opened as a mount would open it, adopts the newest record and is
+rolled forward, and a record of its own that stands for itself takes the file system over.
 
 With new keys that record is the first one sealed and signed with them. Until it is on a quorum of head
 servers nothing of the recovery is kept on this machine, and it can be done again from the start: the
@@ -18,17 +19,20 @@ from dataclasses import dataclass
 
 import trio
 
-from gridfs.assembly import LocalSealer, MountOptions, open_filesystem
+from gridfs.assembly import Grid, LocalSealer, MountOptions, Parts, head_keys, reach, run_filesystem
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
 from gridfs.exits import LOCKED, CommandError, sole
+from gridfs.files.claiming import TakenOver
 from gridfs.files.finding import Found, ask, judge
-from gridfs.files.headstate import NOBODY, HeadState, save_head_state
-from gridfs.files.journal import TakenOver
+from gridfs.files.headstate import NOBODY, HeadState, load_head_state, save_head_state
+from gridfs.files.rebuilding import Owner, make_database
 from gridfs.grid.errors import NotEnoughServers
+from gridfs.grid.heads import Claim
 from gridfs.grid.roster import Roster
 from gridfs.meta.store import Metadata
 from storage.client import StorageClient
+from storage.headlog import HeadClaim
 from storage.ports import Entropy, Machine
 
 BEGIN_S_MAX = 60.0
@@ -64,17 +68,10 @@ class Rebuilt:
 
 
 async def find(
-    machine: Machine, roster: Roster, recovery: RecoveryKey
+    clients: Mapping[bytes, StorageClient], recovery: RecoveryKey
 ) -> tuple[Found | None, Mapping[bytes, str]]:
     """The newest record that can be found, and which servers are silent and why."""
-    clients = {
-        server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
-    }
-    async with trio.open_nursery() as nursery:
-        for client in clients.values():
-            await nursery.start(client.run)
-        answers = await ask(clients, recovery)
-        nursery.cancel_scope.cancel()
+    answers = await ask(clients, recovery.log)
     return judge(answers, recovery), answers.silent
 
 
@@ -86,19 +83,22 @@ def plan(
     entropy: Entropy,
     *,
     new_keys: bool = False,
+    gives_up: bool = False,
     passphrase_command: str = "",
 ) -> Plan:
     """Decide what becomes of what was found. Raises NotEnoughServers.
 
-    Where too few head servers answered to be sure that it is the newest, somebody has decided to take it for
-    that: the silent ones are given up, and servers that answer take their place.
+    `gives_up`: silent head servers are given up where the others are too few to write, and servers that
+    answer take their place. So they are where too few answered to be sure that what was found is the newest:
+    then somebody has decided to take it for that.
     """
     settings, body = found.body.settings, found.body
-    heads, list_generation = tuple(body.head_servers), body.generation
-    if found.heard < found.needed:
+    heads, list_generation = body.heads.servers, body.heads.generation
+    if found.lacking("quorum" if gives_up else "seeing") is not None:
         heads, list_generation = _other_heads(found, silent, roster), list_generation + 1
-    elif new_keys and found.heard < body.quorum:
-        raise NotEnoughServers("giving the file system new keys", found.heard, body.quorum)
+    elif new_keys and (lacking := found.lacking("quorum")) is not None:
+        have = lacking.count(found.answered)
+        raise NotEnoughServers("giving the file system new keys", have, lacking.quorum)
     tree, former, succession, epoch = found.tree, found.former, found.succession, found.epoch
     if new_keys:
         former, tree, epoch = (*former, tree), KeyTree(entropy.token(32)), 0
@@ -127,12 +127,14 @@ def _other_heads(found: Found, silent: Mapping[bytes, str], roster: Roster) -> t
     wanted = settings.happy if settings.shares_per_server == 1 else 1
     if len(there) < wanted:
         raise NotEnoughServers("finding other head servers", len(there), wanted)
-    there.sort(key=lambda server: server not in found.body.head_servers)
+    there.sort(key=lambda server: server not in found.body.heads.servers)
     return tuple(there[: max(settings.n, 2 * settings.happy - 1)])
 
 
 async def rebuild(
     machine: Machine,
+    clients: dict[bytes, StorageClient],
+    found: Found,
     plan: Plan,
     roster: Roster,
     database: str,
@@ -141,49 +143,75 @@ async def rebuild(
     root_uid: int = 0,
     root_gid: int = 0,
 ) -> Rebuilt:
-    """Make the metadata, and take the file system over.
+    """Make the metadata, and take the file system over. `clients`: those that found it.
 
     Raises NotEnoughServers, also where new keys do not reach a quorum in time; CommandError where another
     recovery was quicker; what reading the grid raises. Nothing that was made counts then.
     """
     began = trio.current_time()
-    metadata = Metadata.create(
-        database,
-        LocalSealer(plan.tree.local_key, machine.entropy),
-        vfs=machine.disk.sqlite_vfs,
-        root_mode=0o755,
-        root_uid=root_uid,
-        root_gid=root_gid,
-        time=machine.clock.now_ns(),
-    )
-    with closing(metadata):
-        save_head_state(metadata, HeadState(plan.epoch, NOBODY))
-        metadata.commit()
+    keys = head_keys(plan.config, plan.tree, plan.former)
+    sealer = LocalSealer(plan.tree.local_key, machine.entropy)
+    owner = Owner(0o755, root_uid, root_gid, machine.clock.now_ns())
+    state = HeadState(max(plan.epoch, keys.epoch_floor) + 1, NOBODY)
+    state.begin_run(machine.entropy.token(16))
     machine.disk.make_directory(spool_directory)
     try:
-        async with open_filesystem(
-            machine, plan.config, roster, plan.tree, database, spool_directory, MountOptions(), plan.former
-        ) as parts:
-            is_begun = False
-            if parts.journal.claimed or plan.is_successor:
-                with trio.move_on_after(BEGIN_S_MAX):
-                    await parts.journal.begun()
-                    is_begun = True
-            if plan.is_successor and not is_begun:
-                raise NotEnoughServers("giving the file system new keys", 0, plan.config.quorum)
-            await parts.log.make_durable()
-            totals = parts.log.metadata.totals()
-            return Rebuilt(
-                totals.files,
-                totals.directories,
-                totals.bytes,
-                parts.log.number,
-                sum(client.statistics().bytes_in for client in parts.clients.values()),
-                trio.current_time() - began,
-                is_begun,
-            )
+        async with reach(plan.config, roster, keys, clients) as grid:
+            if plan.config.head_generation == found.body.heads.generation:
+                grid.heads.use(found.body.heads, found.body.leaving)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(grid.history.recall, found.record)
+                making = (machine, grid.downloader, sealer, found.body, database, owner, plan.epoch)
+                nursery.start_soon(make_database, *making)
+                claim = await _claim(grid, keys.claim(state.epoch, state.mount_id))
+            if claim is not None:
+                _note_claim(machine, sealer, database, state)
+            options = MountOptions()
+            running = run_filesystem(machine, plan.config, grid, database, spool_directory, options, claim)
+            async with running as parts:
+                return await _take_over(parts, plan, began)
     except (ExceptionGroup, TakenOver) as error:
         cause = sole(error)
         if isinstance(cause, TakenOver):
             cause = CommandError("another machine takes this file system over just now: try again", LOCKED)
         raise cause from None
+
+
+async def _claim(grid: Grid, claim: HeadClaim) -> Claim | None:
+    """Claim the next epoch; None where somebody has it already, which the journal looks into. Without a
+    quorum the machine that wrote last might go on."""
+    answer = await grid.heads.claim(claim, patient=True)
+    if answer.refused:
+        return None
+    grid.heads.require("quorum", answer.promised, "taking over from another client")
+    return answer
+
+
+def _note_claim(machine: Machine, sealer: LocalSealer, database: str, claimed: HeadState) -> None:
+    """The epoch and the run under which the claim was made, beside what the checkpoint knows."""
+    with closing(Metadata.open(database, sealer, vfs=machine.disk.sqlite_vfs)) as metadata:
+        state = load_head_state(metadata)
+        state.epoch, state.mount_id, state.runs = claimed.epoch, claimed.mount_id, claimed.runs
+        save_head_state(metadata, state)
+        metadata.commit()
+
+
+async def _take_over(parts: Parts, plan: Plan, began: float) -> Rebuilt:
+    is_begun = False
+    if parts.journal.is_owner or plan.is_successor:
+        with trio.move_on_after(BEGIN_S_MAX):
+            await parts.journal.begun()
+            is_begun = True
+    if plan.is_successor and not is_begun:
+        raise NotEnoughServers("giving the file system new keys", 0, plan.config.quorum)
+    await parts.log.make_durable()
+    totals = parts.log.metadata.totals()
+    return Rebuilt(
+        totals.files,
+        totals.directories,
+        totals.bytes,
+        parts.log.number,
+        sum(client.statistics().bytes_in for client in parts.clients.values()),
+        trio.current_time() - began,
+        is_begun,
+    )

@@ -25,6 +25,7 @@ from storage.format.entry import (
 from storage.ports import Buffer, Disk, File
 
 SEARCH_WINDOW = 1024 * 1024
+SETTLE_STEP = 1 << 20
 
 
 def disk_error(error: OSError, what: str) -> StorageError:
@@ -128,6 +129,19 @@ class AppendFile:
         self.file.resize(end)
         self.file.sync()
         self.end = end
+
+    def settle(self, start: int) -> None:
+        """Make durable what lies from `start` on, whatever a process before this one did. Raises OSError.
+
+        It may have ended between a write and its sync, or a sync may have failed: then the kernel keeps the
+        bytes in memory, shows them to whoever reads, and writes them no more (LWN 752063). So they are
+        written again.
+        """
+        for offset in range(start, self.end, SETTLE_STEP):
+            data = read_exactly(self.file, offset, min(SETTLE_STEP, self.end - offset))
+            self.file.write_at([data], offset)
+        if start < self.end:
+            self.file.sync()
 
     def scan(self, start: int = FILE_HEADER_SIZE) -> Iterator[tuple[Entry, bytearray | None]]:
         """Entries from `start` with their payloads; None for a payload that is rotten or torn.

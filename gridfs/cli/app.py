@@ -235,6 +235,36 @@ def status(
     show_status(name, json_output=json_output)
 
 
+@app.command()
+def follow(
+    name: Name,
+    servers: Annotated[Path, typer.Option(help="File with one access line per storage server.")],
+    read_key_file: Annotated[Path, typer.Option(help="What `gridfs key read` wrote.")],
+) -> None:
+    """Make a file system here that another machine writes, to be read only."""
+    from gridfs.cli.follow import follow_filesystem
+
+    follow_filesystem(name, servers, read_key_file)
+
+
+@app.command()
+def heads(
+    name: Annotated[str, typer.Argument(metavar="NAME|MOUNTPOINT")],
+    add: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="SERVER", help="Its number in the servers file, or digits of its id."),
+    ] = None,
+    remove: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="SERVER", help="The same, of one that keeps the head log now."),
+    ] = None,
+) -> None:
+    """Show the servers that keep the head log, or let others keep it. The file system must be mounted."""
+    from gridfs.cli.heads import change_heads
+
+    change_heads(name, add or [], remove or [])
+
+
 @key_app.command("show")
 def key_show(name: Name) -> None:
     """Which slots the key file has, and how they open."""
@@ -273,6 +303,14 @@ def key_change(
     from gridfs.cli.key import change_key
 
     change_key(name, slot, passphrase_command)
+
+
+@key_app.command("read")
+def key_read(name: Name, output: Annotated[Path, typer.Option(help="File to write it into.")]) -> None:
+    """Write the read key, for machines that shall read everything and write nothing."""
+    from gridfs.cli.follow import write_read_key
+
+    write_read_key(name, output)
 
 
 @key_app.command("recovery")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -31,6 +32,8 @@ class Listed:
     left_bytes: int | None = None
     """Bytes that are not in the grid yet; None: nobody knows."""
     left_is_exact: bool = True
+    set_aside: str = ""
+    """What was set aside and may not be in the grid, in words."""
 
 
 def list_filesystems(*, json_output: bool) -> None:
@@ -61,7 +64,8 @@ def list_filesystems(*, json_output: bool) -> None:
 def _left(listed: Listed) -> str:
     if listed.left_bytes is None:
         return "?"
-    return f"{'' if listed.left_is_exact else 'at most '}{listed.left_bytes} bytes"
+    words = f"{'' if listed.left_is_exact else 'at most '}{listed.left_bytes} bytes"
+    return f"{words}, {listed.set_aside}" if listed.set_aside else words
 
 
 def _look(name: str, home: Home, mountpoint: str | None) -> Listed:
@@ -73,7 +77,7 @@ def _look(name: str, home: Home, mountpoint: str | None) -> Listed:
         state = "its daemon is gone" if mountpoint else "not mounted"
         if home.destroying_path.exists():
             state = "being destroyed"
-        return Listed(name, None, state, config.k, config.n, left.bytes, left.is_exact)
+        return Listed(name, None, state, config.k, config.n, left.bytes, left.is_exact, left.set_aside)
     except Exception as error:
         known = as_command_error(error)
         if known is None:
@@ -92,6 +96,8 @@ def _look_at_daemon(name: str, home: Home, mountpoint: str | None, config: Confi
 
 
 def _leftover(home: Home) -> Leftover:
+    if home.is_follower:
+        return Leftover(0, 0, is_exact=True, aside=0)
     return leftover(system_machine().disk, home.database_path, home.spool_path)
 
 
@@ -124,8 +130,10 @@ def forget_filesystem(name: str, *, force: bool) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a file system's folder: its name at once, durably, then what is in it."""
+    """Remove a file system's folder: its name at once, durably, then what is in it, and what a call that was
+    cut short has left of an earlier one."""
     gone = folder.with_name(f".{folder.name}.gone-{os.getpid()}")
     os.rename(folder, gone)
     sync_directory(folder.parent)
-    shutil.rmtree(gone)
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.gone-*"):
+        shutil.rmtree(left)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from gridfs.cli.unlock import Unlocked, new_slot, unlock
+from gridfs.cli.unlock import Unlocked, new_slot, read_key_file, unlock
 from gridfs.codec.keyfile import KeyFile, check_name
 from gridfs.codec.keys import BadKeyFile, RecoveryKey, WrongKey
 from gridfs.exits import FAILED, USAGE, CommandError
@@ -20,7 +20,7 @@ METHODS = {"none": "no passphrase", "scrypt": "passphrase"}
 def show_keys(name: str) -> None:
     """Print slots and how they open; never keys."""
     home = Home.find(name)
-    file = KeyFile.parse(home.key_path.read_bytes())
+    file = read_key_file(home)
     table = Table("slot", "opens with", box=None, pad_edge=False)
     for slot in file.slots:
         table.add_row(slot.name, METHODS[slot.method])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import stat
 import time
+from dataclasses import replace
 
 from gridfs.assembly import MountOptions
+from gridfs.cli.follow import read_read_key
 from gridfs.cli.reach import happiest
 from gridfs.cli.unlock import unlock
-from gridfs.codec.keys import KeyTree
+from gridfs.codec.keys import KeyTree, ReadTree
 from gridfs.config import Config
 from gridfs.control import client as control
 from gridfs.daemon.background import daemonize
@@ -37,6 +39,8 @@ IGNORED = frozenset(
 )
 IGNORED_PREFIXES = ("x-", "comment=")
 HANDOVER_S = 30.0
+FOLLOWER_S = 1.0
+"""How long the kernel keeps names and attributes that others change."""
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -47,10 +51,16 @@ def mount_filesystem(name: str, mountpoint: str, options: list[str], *, foregrou
     config = home.config()
     if home.destroying_path.exists():
         raise CommandError(f"{home.folder} is being destroyed; `gridfs destroy` finishes it")
-    roster = _roster(home, config)
+    roster = parse_roster(home.servers_path.read_text(errors="replace"))
     place = mounts.resolve(mountpoint)
     _check_fuse(chosen)
-    keys = KeyTree(unlock(home, config).master)
+    keys: KeyTree | ReadTree
+    if home.is_follower:
+        keys = read_read_key(home.read_key_path).tree
+        chosen = replace(chosen, read_only=True, attr_timeout_s=min(chosen.attr_timeout_s, FOLLOWER_S))
+    else:
+        _check_count(home, config, roster)
+        keys = KeyTree(unlock(home, config).master)
     _lock(home)
     try:
         _clear_mountpoint(home, place)
@@ -112,14 +122,12 @@ def _bytes(name: str, value: str) -> int:
     return size
 
 
-def _roster(home: Home, config: Config) -> Roster:
-    roster = parse_roster(home.servers_path.read_text(errors="replace"))
+def _check_count(home: Home, config: Config, roster: Roster) -> None:
     if happiest(config.k, config.n, len(roster), config.shares_per_server) < config.happy:
         raise CommandError(
             f"the {len(roster)} servers in {home.servers_path} are fewer than happy = {config.happy} needs",
             NOT_ENOUGH_SERVERS,
         )
-    return roster
 
 
 def _check_fuse(options: MountOptions) -> None:

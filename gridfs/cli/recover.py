@@ -11,8 +11,10 @@ from pathlib import Path
 
 import trio
 
+from gridfs.assembly import connected
 from gridfs.cli.key import read_recovery_key
 from gridfs.cli.unlock import protect
+from gridfs.codec.keys import RecoveryKey
 from gridfs.exits import (
     FAILED,
     GRID_UNREACHABLE,
@@ -24,6 +26,7 @@ from gridfs.files.finding import Found
 from gridfs.grid.roster import Roster, parse_roster
 from gridfs.host.home import folder_of, new_home, write_private
 from gridfs.recovering import Plan, Rebuilt, find, plan, rebuild
+from storage.client import StorageClient
 from storage.ports import Machine
 from storage.system import system_machine
 
@@ -50,11 +53,33 @@ def recover_filesystem(request: RecoverRequest) -> None:
     text = request.servers.read_text(errors="replace")
     roster = parse_roster(text)
     machine = system_machine()
-    found, silent = trio.run(find, machine, roster, recovery)
+
+    async def run() -> tuple[Plan, Rebuilt, str]:
+        async with connected(machine, roster) as clients:
+            return await _recover(request, folder, machine, roster, text, recovery, clients)
+
+    try:
+        made, rebuilt, protection = trio.run(run)
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+    _report(folder, made, rebuilt, protection, request)
+
+
+async def _recover(
+    request: RecoverRequest,
+    folder: Path,
+    machine: Machine,
+    roster: Roster,
+    servers: str,
+    recovery: RecoveryKey,
+    clients: dict[bytes, StorageClient],
+) -> tuple[Plan, Rebuilt, str]:
+    """Returns what was made, and how the keys are protected, in words."""
+    found, silent = await find(clients, recovery)
     if found is None:
         raise _nothing(roster, silent, request)
-    if found.heard < found.needed and not request.accept_older:
-        raise CommandError(_unsure(found, silent, roster), GRID_UNREACHABLE)
+    if found.lacking("quorum") is not None and not request.accept_older:
+        raise CommandError(_too_few(found, silent, roster), GRID_UNREACHABLE)
     print(f"found {_describe(found)}", flush=True)
     made = plan(
         found,
@@ -63,26 +88,27 @@ def recover_filesystem(request: RecoverRequest) -> None:
         recovery,
         machine.entropy,
         new_keys=request.new_keys,
+        gives_up=request.accept_older,
         passphrase_command=request.passphrase_command,
     )
+    # May ask on the terminal, and all wait for that: nothing else is to be done.
     key_file, protection = protect(made.tree.master, request.passphrase_command, machine.entropy)
     with new_home(folder) as draft:
         write_private(draft.config_path, made.config.encode().encode())
-        write_private(draft.servers_path, text.encode())
+        write_private(draft.servers_path, servers.encode())
         write_private(draft.key_path, key_file)
-        rebuilt = _rebuild(machine, made, roster, draft.database_path, draft.spool_path)
-    _report(folder, made, rebuilt, protection, request)
-
-
-def _rebuild(machine: Machine, made: Plan, roster: Roster, database: str, spool: str) -> Rebuilt:
-    async def run() -> Rebuilt:
-        owner = {"root_uid": os.getuid(), "root_gid": os.getgid()}
-        return await rebuild(machine, made, roster, database, spool, **owner)
-
-    try:
-        return trio.run(run)
-    except BaseExceptionGroup as group:
-        raise sole(group) from None
+        rebuilt = await rebuild(
+            machine,
+            clients,
+            found,
+            made,
+            roster,
+            draft.database_path,
+            draft.spool_path,
+            root_uid=os.getuid(),
+            root_gid=os.getgid(),
+        )
+    return made, rebuilt, protection
 
 
 def _report(
@@ -116,14 +142,22 @@ def _describe(found: Found) -> str:
     return f"record {record.epoch}.{record.sequence}{when}, {found.body.last} operations"
 
 
-def _unsure(found: Found, silent: Mapping[bytes, str], roster: Roster) -> str:
-    heads = found.body.head_servers
-    away = [roster.name(server) for server in heads if server in silent or roster.get(server) is None]
+def _too_few(found: Found, silent: Mapping[bytes, str], roster: Roster) -> str:
+    """Why head servers that are silent are in the way."""
+    unseen, lacking = found.lacking("seeing"), found.lacking("quorum")
+    assert lacking is not None
+    heads = unseen or lacking
+    away = [roster.name(server) for server in heads.servers if server not in found.answered]
     names = ", ".join(away[:6]) + (f" and {len(away) - 6} more" if len(away) > 6 else "")
-    return (
-        f"found {_describe(found)}, but there may be a newer state: {found.heard} of the {found.needed} head "
-        f"servers needed answer; silent: {names}; start them, or give up what they have with --accept-older"
-    )
+    heard = heads.count(found.answered)
+    if unseen is not None:
+        needed = heads.needed("seeing")
+        why = f"but there may be a newer state: {heard} of the {needed} head servers needed answer"
+        ways = "start them, or give up what they have with --accept-older"
+    else:
+        why = f"the newest, but to go on from it {heads.quorum} head servers are needed, and {heard} answer"
+        ways = "start them, or put others in their place with --accept-older"
+    return f"found {_describe(found)}, {why}; silent: {names}; {ways}"
 
 
 def _nothing(roster: Roster, silent: Mapping[bytes, str], request: RecoverRequest) -> CommandError:

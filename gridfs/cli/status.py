@@ -21,7 +21,7 @@ from storage.system import system_machine
 
 def show_status(name: str, *, json_output: bool) -> None:
     """Print the status of a file system, given by its name or by where it is mounted."""
-    home = _find(name)
+    home = find_home(name)
     try:
         values = control.status(home)
     except control.NoDaemon:
@@ -32,7 +32,8 @@ def show_status(name: str, *, json_output: bool) -> None:
         _print(values)
 
 
-def _find(name: str) -> Home:
+def find_home(name: str) -> Home:
+    """The folder of a file system that is given by its name or by where it is mounted."""
     mounted = mounts.mounted_at(name)
     if mounted is not None and mounted.kind == mounts.TYPE:
         return Home.find(mounted.source)

@@ -24,8 +24,8 @@ class Unlocked:
 
 
 def unlock(home: Home, config: Config) -> Unlocked:
-    """Open a file system's key. Raises WrongKey, BadKeyFile."""
-    file = KeyFile.parse(home.key_path.read_bytes())
+    """Open a file system's key. Raises WrongKey, BadKeyFile, CommandError where there is only a read key."""
+    file = read_key_file(home)
     passphrase: bytes | None = None
     if file.needs_passphrase:
         if config.passphrase_command:
@@ -38,6 +38,13 @@ def unlock(home: Home, config: Config) -> Unlocked:
                 f"{home.config_path}"
             )
     return Unlocked(file, *file.open(passphrase))
+
+
+def read_key_file(home: Home) -> KeyFile:
+    """Raises BadKeyFile, CommandError where there is only a read key."""
+    if home.is_follower:
+        raise CommandError(f"{home.folder} is only read on this machine, which has no other key", FAILED)
+    return KeyFile.parse(home.key_path.read_bytes())
 
 
 def new_slot(name: str, master: bytes, command: str, entropy: Entropy) -> Slot | None:

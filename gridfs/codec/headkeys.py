@@ -6,10 +6,10 @@ that the recovery key endorsed it. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from gridfs.codec.keys import KeyTree, sign
+from gridfs.codec.keys import KeyTree, ReadTree, sign
 from storage.format.head import EPOCH_BITS, SIGNATURE_SIZE, HeadClaim, HeadRecord, Succession, fits, log_name
 
 
@@ -17,7 +17,7 @@ from storage.format.head import EPOCH_BITS, SIGNATURE_SIZE, HeadClaim, HeadRecor
 class HeadKeys:
     """The keys of one file system, as its head log knows them."""
 
-    tree: KeyTree
+    tree: KeyTree | ReadTree
     first_key: bytes
     """Verifying key (32 bytes) of generation 0."""
     recovery_public: bytes
@@ -49,7 +49,9 @@ class HeadKeys:
         return replace(unsigned, signature=self.sign(unsigned.signed_bytes()))
 
     def sign(self, message: bytes) -> bytes:
-        """The current head signing key's signature (64 bytes)."""
+        """The current head signing key's signature (64 bytes). Not for followers, who have no such key."""
+        if not isinstance(self.tree, KeyTree):
+            raise TypeError("a follower signs nothing")
         return sign(self.tree.signing_seed, message)
 
     def verifier(self) -> Callable[[HeadRecord], bool]:
@@ -62,6 +64,12 @@ class HeadKeys:
             return any(fits(signer, record.signature, signed) for signer in signers)
 
         return is_genuine
+
+    def are_replaced(self, successions: Iterable[Succession | None]) -> bool:
+        """Whether the recovery key has made other keys than these the current ones, by what servers show."""
+        genuine = [each for each in successions if each and each.is_endorsed(self.log, self.recovery_public)]
+        youngest = max(genuine, key=lambda each: each.generation, default=None)
+        return youngest is not None and youngest.verifying_key != self.tree.verifying_key
 
     def yields_to(self, succession: Succession | None) -> bool:
         """Whether the recovery key has made a younger generation than this.

@@ -29,7 +29,6 @@ _READ = "gridfs 2026 read key"
 _LOCAL = "gridfs 2026 local key"
 _SIGNING = "gridfs 2026 head signing seed"
 _JOURNAL = "gridfs 2026 journal key"
-_METADATA = "gridfs 2026 metadata key"
 _CONVERGENCE = "gridfs 2026 convergence secret"
 _CHECK = "gridfs 2026 master key check"
 MASTER_CHECK_SIZE = 4
@@ -37,8 +36,12 @@ _RECOVERY_CHECK = "gridfs 2026 recovery key check"
 _RECOVERY_MASTER = "gridfs 2026 master key of a recovery key"
 _RECOVERY_WRAP = "gridfs 2026 recovery wrapping key"
 
+_READ_CHECK = "gridfs 2026 read key check"
+_FOLLOWER = "gridfs 2026 local key of a follower"
+
 _RECOVERY_PREFIX = "gridfs-recovery"
-_RECOVERY_CHECK_SIZE = 3
+_READ_PREFIX = "gridfs-read"
+_CHECK_SIZE = 3
 _GROUP = 7
 
 
@@ -67,14 +70,50 @@ class ReadKeys:
         return _derive(_JOURNAL, self.read_key)
 
     @property
-    def metadata_key(self) -> bytes:
-        """Seals checkpoints."""
-        return _derive(_METADATA, self.read_key)
-
-    @property
     def convergence_secret(self) -> bytes:
         """Keys the hash that gives convergent run keys."""
         return _derive(_CONVERGENCE, self.read_key)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTree(ReadKeys):
+    """What a follower has of one generation: it opens everything, and can sign nothing."""
+
+    verifying_key: bytes
+    """Of the head signing key, 32 bytes."""
+
+    @property
+    def local_key(self) -> bytes:
+        """Seals what lies on the follower's machine."""
+        return _derive(_FOLLOWER, self.read_key)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadKey:
+    """What a follower is handed: the read key, and the public keys by which it knows who writes."""
+
+    tree: ReadTree
+    first_key: bytes
+    """Verifying key (32 bytes) with which the head log was created."""
+    recovery_public: bytes
+    """Public half of the recovery key, 32 bytes."""
+
+    @property
+    def log(self) -> bytes:
+        """Name (32 bytes) of the file system's head log."""
+        return log_name(self.first_key, self.recovery_public)
+
+    def text(self) -> str:
+        """The printable form: a word, then base32 with a checksum."""
+        raw = self.tree.read_key + self.tree.verifying_key + self.first_key + self.recovery_public
+        return _printable(_READ_PREFIX, _READ_CHECK, raw)
+
+    @classmethod
+    def parse(cls, text: str) -> ReadKey:
+        """Read the printable form; case, spaces and dashes do not matter. Raises BadKeyFile."""
+        raw = _parse_printable(_READ_PREFIX, _READ_CHECK, text, 4 * KEY_SIZE, "read key")
+        parts = [raw[at : at + KEY_SIZE] for at in range(0, len(raw), KEY_SIZE)]
+        return cls(ReadTree(parts[0], parts[1]), parts[2], parts[3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +138,6 @@ class KeyTree:
     @property
     def journal_key(self) -> bytes:
         return self.reading.journal_key
-
-    @property
-    def metadata_key(self) -> bytes:
-        return self.reading.metadata_key
 
     @property
     def convergence_secret(self) -> bytes:
@@ -147,26 +182,12 @@ class RecoveryKey:
 
     def text(self) -> str:
         """The printable form: a word, then base32 with a checksum in groups of seven letters."""
-        check = _derive(_RECOVERY_CHECK, self.seed)[:_RECOVERY_CHECK_SIZE]
-        letters = base64.b32encode(self.seed + check).decode().rstrip("=")
-        groups = [letters[at : at + _GROUP] for at in range(0, len(letters), _GROUP)]
-        return "-".join([_RECOVERY_PREFIX, *groups])
+        return _printable(_RECOVERY_PREFIX, _RECOVERY_CHECK, self.seed)
 
     @classmethod
     def parse(cls, text: str) -> RecoveryKey:
         """Read the printable form; case, spaces and dashes do not matter. Raises BadKeyFile."""
-        letters = "".join(text.split()).replace("-", "").lower()
-        letters = letters.removeprefix(_RECOVERY_PREFIX.replace("-", "")).upper()
-        try:
-            raw = base64.b32decode(letters + "=" * (-len(letters) % 8))
-        except ValueError:
-            raise BadKeyFile("this is not a recovery key: it has other letters than A-Z and 2-7") from None
-        if len(raw) != KEY_SIZE + _RECOVERY_CHECK_SIZE:
-            raise BadKeyFile("this is not a recovery key: letters are missing or too many")
-        seed = raw[:KEY_SIZE]
-        if _derive(_RECOVERY_CHECK, seed)[:_RECOVERY_CHECK_SIZE] != raw[KEY_SIZE:]:
-            raise BadKeyFile("the recovery key has a typing error: its checksum does not fit")
-        return cls(seed)
+        return cls(_parse_printable(_RECOVERY_PREFIX, _RECOVERY_CHECK, text, KEY_SIZE, "recovery key"))
 
     @property
     def log(self) -> bytes:
@@ -199,6 +220,25 @@ class RecoveryKey:
         if not masters or KeyTree(masters[-1]).verifying_key != succession.verifying_key:
             raise WrongKey("the keys that the recovery key sealed are not those it endorsed")
         return masters
+
+
+def _printable(prefix: str, context: str, raw: bytes) -> str:
+    letters = base64.b32encode(raw + _derive(context, raw)[:_CHECK_SIZE]).decode().rstrip("=")
+    return "-".join([prefix, *(letters[at : at + _GROUP] for at in range(0, len(letters), _GROUP))])
+
+
+def _parse_printable(prefix: str, context: str, text: str, size: int, what: str) -> bytes:
+    letters = "".join(text.split()).replace("-", "").lower()
+    letters = letters.removeprefix(prefix.replace("-", "")).upper()
+    try:
+        data = base64.b32decode(letters + "=" * (-len(letters) % 8))
+    except ValueError:
+        raise BadKeyFile(f"this is not a {what}: it has other letters than A-Z and 2-7") from None
+    if len(data) != size + _CHECK_SIZE:
+        raise BadKeyFile(f"this is not a {what}: letters are missing or too many")
+    if _derive(context, data[:size])[:_CHECK_SIZE] != data[size:]:
+        raise BadKeyFile(f"the {what} has a typing error: its checksum does not fit")
+    return data[:size]
 
 
 def master_check(master: bytes) -> bytes:

@@ -1,5 +1,5 @@
-"""The daemon's side: answers status, sync, yield, clone and inode. Requests come from the same user or
-root only.
+"""The daemon's side: answers status, sync, yield, clone, heads and inode. Requests come from the same user
+or root only.
 
 A request is one JSON line {"do": WORD, ...}; the answer is one line, for `sync` preceded by a line of
 progress every half second. After the answer to `clone` the daemon waits for the end of the connection:
@@ -14,13 +14,14 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 
+from gridfs.files.claiming import TakenOver
 from gridfs.files.filesystem import FileSystem
-from gridfs.files.journal import TakenOver
+from gridfs.grid.errors import NotEnoughServers
 from gridfs.host.home import Home
 from storage.errors import StorageError
 
@@ -33,10 +34,18 @@ PROGRESS_S = 0.5
 class ControlServer:
     """Serves one daemon's control socket. `status` gives the whole status as plain values."""
 
-    def __init__(self, home: Home, files: FileSystem, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        files: FileSystem,
+        status: Callable[[], dict[str, Any]],
+        change_heads: Callable[[list[str], list[str]], Awaitable[None]],
+    ) -> None:
+        """`change_heads`: servers to add, servers to remove, as a person names them."""
         self._home = home
         self._files = files
         self._status = status
+        self._change_heads = change_heads
         self.yielded = trio.Event()
         """Set when a new mount asks this daemon, already unmounted, to leave the rest to it."""
 
@@ -83,6 +92,8 @@ class ControlServer:
                 await _send(connection, {"ok": True})
             case "clone":
                 await self._clone(connection, request)
+            case "heads":
+                await self._heads(connection, list(request["add"]), list(request["remove"]))
             case "inode":
                 inode = self._files.namespace.inode(int(request["ino"]))
                 await _send(connection, {"read_only": bool(inode.read_only)})
@@ -106,6 +117,16 @@ class ControlServer:
         except (OSError, StorageError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             await _send(connection, {"error": reason})
+
+    async def _heads(self, connection: trio.socket.SocketType, add: list[str], remove: list[str]) -> None:
+        answer: dict[str, Any] = {"ok": True}
+        try:
+            await self._change_heads(add, remove)
+        except NotEnoughServers as error:
+            answer = {"error": f"nothing was changed: {error}", "unreachable": True}
+        except (TakenOver, StorageError, OSError) as error:
+            answer = {"error": str(error)}
+        await _send(connection, answer)
 
     async def _sync(self, connection: trio.socket.SocketType) -> None:
         async def progress() -> None:

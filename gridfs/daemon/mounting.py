@@ -10,13 +10,14 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from gridfs.assembly import MountOptions, Parts, open_filesystem
-from gridfs.codec.keys import KeyTree
+from gridfs.assembly import MountOptions, Parts, follow_filesystem, open_filesystem
+from gridfs.codec.keys import KeyTree, ReadTree
 from gridfs.config import Config
 from gridfs.control.server import ControlServer
 from gridfs.daemon.report import mount_report
@@ -24,6 +25,7 @@ from gridfs.exits import sole
 from gridfs.fuse.session import Session, SessionConfig, tune_allocator
 from gridfs.grid.roster import Roster
 from gridfs.host.home import Home
+from gridfs.upkeep.headlist import changed
 from storage.system import system_machine
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class MountRequest:
     home: Home
     config: Config
     roster: Roster
-    keys: KeyTree
+    keys: KeyTree | ReadTree
     mountpoint: str
     options: MountOptions
 
@@ -56,17 +58,18 @@ def run_daemon(request: MountRequest, ready: Callable[[list[str]], None]) -> Non
         raise sole(group) from None
 
 
+def _opened(request: MountRequest) -> AbstractAsyncContextManager[Parts]:
+    home, keys = request.home, request.keys
+    where = (home.database_path, home.spool_path, request.options)
+    machine = system_machine()
+    if isinstance(keys, ReadTree):
+        return follow_filesystem(machine, request.config, request.roster, keys, *where)
+    return open_filesystem(machine, request.config, request.roster, keys, *where)
+
+
 async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
     home = request.home
-    async with open_filesystem(
-        system_machine(),
-        request.config,
-        request.roster,
-        request.keys,
-        home.database_path,
-        home.spool_path,
-        request.options,
-    ) as parts:
+    async with _opened(request) as parts:
         session = Session(
             parts.files,
             SessionConfig(
@@ -86,10 +89,17 @@ async def _run(request: MountRequest, ready: Callable[[list[str]], None]) -> Non
             report = mount_report(parts, request, mounted=state["mounted"])
             return report | {"init": session.init, "calls": session.statistics()}
 
-        control = ControlServer(home, parts.files, status)
+        async def change_heads(add: list[str], remove: list[str]) -> None:
+            parts.files.require_writable()
+            now = changed(request.config, parts.roster, parts.heads.now, add, remove)
+            await parts.journal.change_heads(now)
+
+        control = ControlServer(home, parts.files, status, change_heads)
         async with trio.open_nursery() as nursery:
             await nursery.start(control.run)
             await session.open()
+            if parts.following is not None:
+                parts.following.changed = session.forget
             home.note_holder(request.mountpoint)
             nursery.start_soon(_stop_on_signal, session)
             try:

@@ -26,7 +26,8 @@ def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[
         "k": config.k,
         "n": config.n,
         "happy": config.happy,
-        "quorum": config.quorum,
+        "quorum": parts.heads.now.quorum,
+        "heads": _heads(parts),
         "fsync": request.options.fsync,
         "servers": servers,
         "health": _health(parts, servers),
@@ -42,7 +43,8 @@ def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[
         "packs": totals.packs,
         "live_bytes": totals.live_bytes,
         "missing_shares": totals.missing_shares,
-        "dirty_bytes": parts.dirty.bytes,
+        "dirty_bytes": 0 if parts.following else parts.dirty.bytes,
+        "following": _following(parts),
         "in_flight_bytes": parts.writer.sealed_bytes,
         "packs_in_flight": parts.writer.flights,
         "packs_stored": parts.writer.packs_stored,
@@ -55,6 +57,29 @@ def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[
         "hedging": _slots(reads.hedging),
         "uploads": _slots(uploads),
         "debts": _slots(parts.debts.statistics),
+    }
+
+
+def _following(parts: Parts) -> dict[str, Any] | None:
+    if parts.following is None:
+        return None
+    return {"seconds_behind": parts.following.seconds_behind, "trouble": parts.following.trouble}
+
+
+def _heads(parts: Parts) -> dict[str, Any]:
+    heads, clients = parts.heads, parts.clients
+
+    def state(server: bytes) -> str:
+        return clients[server].state if server in clients else "not in the servers file"
+
+    return {
+        "generation": heads.now.generation,
+        "quorum": heads.now.quorum,
+        "servers": [
+            {"name": parts.roster.name(server), "id": server.hex(), "state": state(server)}
+            for server in heads.now.servers
+        ],
+        "leaving": [server.hex() for server in heads.leaving.servers] if heads.leaving else [],
     }
 
 
@@ -89,6 +114,8 @@ def _server(parts: Parts, server_id: bytes) -> dict[str, Any]:
 
 def _health(parts: Parts, servers: list[dict[str, Any]]) -> str:
     """One sentence: what works and what does not."""
+    if parts.following is not None and parts.following.trouble is not None:
+        return f"read-only, as it was {parts.following.seconds_behind:.0f} s ago: {parts.following.trouble}"
     taken = parts.journal.taken_over
     if taken:
         return f"read-only: {taken}"

@@ -20,3 +20,15 @@ def set_aside(disk: Disk, path: str, *suffixes: str) -> str:
         if name + suffix in taken:
             disk.replace(path + suffix, aside + suffix)
     return aside
+
+
+def asides_of(disk: Disk, path: str) -> list[str]:
+    """Paths of what was set aside from `path`, the latest first."""
+    folder, _, name = path.rpartition("/")
+    stem = f"{name}.aside-"
+    numbers = [
+        int(found.removeprefix(stem))
+        for found in disk.names(folder or "/")
+        if found.startswith(stem) and found.removeprefix(stem).isdigit()
+    ]
+    return [f"{path}.aside-{number}" for number in sorted(numbers, reverse=True)]

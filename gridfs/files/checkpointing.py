@@ -81,9 +81,14 @@ class Checkpointer:
         self.count = 0
         """Checkpoints made since the start."""
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether one was begun that W head servers have no record of yet."""
+        return self._snapshot is not None or self.made is not None
+
     def is_due(self, base: Base) -> bool:
         """Whether one should begin, the sooner the better."""
-        if self._snapshot is not None or self.made is not None or trio.current_time() < self._not_before:
+        if self.is_under_way or trio.current_time() < self._not_before:
             return False
         return base.journal_bytes >= self._config.journal_bytes or len(base.journals) >= JOURNAL_PACKS_MAX
 

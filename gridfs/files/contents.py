@@ -77,14 +77,14 @@ class Contents:
         operation = Write(ino, offset, len(piece), time)
         number, source = self._log.record(operation, piece, offset % CHUNK)
         self._dirty.written(ino, offset, len(piece), number, source)
-        self._forget_readahead(ino)
+        self.forget_readahead(ino)
         self._writer.written(ino)
 
     def truncated(self, ino: int, size: int) -> None:
         """The inode's size was set: nothing beyond it may come back."""
         self._dirty.truncated(ino, size)
         self._writer.truncated(ino, size)
-        self._forget_readahead(ino)
+        self.forget_readahead(ino)
 
     def cloned(self, ino: int, to: int, number: int) -> bool:
         """Operation `number` made `to`, a copy of `ino`; returns whether bytes of it are in no pack yet."""
@@ -109,6 +109,7 @@ class Contents:
         if not remaining:
             del self._readaheads[ino]
 
-    def _forget_readahead(self, ino: int) -> None:
+    def forget_readahead(self, ino: int) -> None:
+        """What was fetched ahead of this inode may be old."""
         for readahead in self._readaheads.get(ino, ()):
             readahead.clear()

@@ -163,6 +163,11 @@ class DirtyData:
             case _:
                 pass
 
+    def forget_all(self) -> None:
+        """Another history: nothing that is here belongs to it."""
+        for ino in list(self._overlays):
+            self.dropped(ino)
+
     def _retire(self, gone: Iterable[tuple[Source, int]]) -> None:
         for source, size in gone:
             self._spool.retire(source, size)

@@ -7,17 +7,21 @@ I/O, by DESIGN's rule: the newest valid record says who the head servers are and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
-from gridfs.codec.keys import KeyTree, RecoveryKey, WrongKey
+from gridfs.codec.headlist import HeadList, Need
+from gridfs.codec.keys import KeyTree, ReadTree, RecoveryKey, WrongKey
 from gridfs.grid.heads import HeadClient
 from gridfs.meta.operations import Commit, Drop, Operation, Retire, SetAttributes, Together, decode
 from gridfs.meta.records import HeadBody, open_head
 from storage.errors import Corrupt, Refused, StorageError
 from storage.format.head import HeadRecord, HeadStanding, Succession, fits, generation_of
+
+Tree = TypeVar("Tree", KeyTree, ReadTree)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +50,13 @@ class Found:
     """Keys of all other generations."""
     epoch: int
     """The highest that any server has promised."""
-    heard: int
-    """Head servers that answered."""
+    answered: frozenset[bytes]
+    """Servers that did."""
 
-    @property
-    def needed(self) -> int:
-        """Head servers that must answer, so that no newer record can be hidden."""
-        return len(self.body.head_servers) - self.body.quorum + 1
+    def lacking(self, need: Need) -> HeadList | None:
+        """A list of head servers of which fewer answered than that; None if there is none."""
+        lists = [each for each in (self.body.heads, self.body.leaving) if each is not None]
+        return next((each for each in lists if each.count(self.answered) < each.needed(need)), None)
 
     @property
     def newest_time(self) -> int | None:
@@ -67,11 +71,10 @@ class Found:
         return max(known, generation_of(self.epoch)) + 1
 
 
-async def ask(clients: Mapping[bytes, HeadClient], recovery: RecoveryKey) -> Answers:
+async def ask(clients: Mapping[bytes, HeadClient], log: bytes) -> Answers:
     """Ask every server. Never fails: who does not answer is silent, for as long as its client waits."""
     standings: dict[bytes, HeadStanding | None] = {}
     silent: dict[bytes, str] = {}
-    log = recovery.log
 
     async def one(server: bytes, client: HeadClient) -> None:
         try:
@@ -99,7 +102,7 @@ def judge(answers: Answers, recovery: RecoveryKey) -> Found | None:
     trees = {first.master: first}
     for masters in lines.values():
         trees |= {master: KeyTree(master) for master in masters}
-    newest = _newest([standing.newest for standing in standings], list(trees.values()), recovery.log)
+    newest = newest_of([standing.newest for standing in standings], list(trees.values()), recovery.log)
     if newest is None:
         return None
     record, body, writer = newest
@@ -113,14 +116,14 @@ def judge(answers: Answers, recovery: RecoveryKey) -> Found | None:
     masters = lines[succession] if succession else ()
     tree = trees[masters[-1]] if masters else first
     former = tuple(other for other in trees.values() if other.master != tree.master)
-    heard = sum(server in answers.standings for server in body.head_servers)
     epoch = max(standing.epoch for standing in standings)
-    return Found(record, body, tree, succession, masters, former, epoch, heard)
+    return Found(record, body, tree, succession, masters, former, epoch, frozenset(answers.standings))
 
 
-def _newest(
-    records: list[HeadRecord | None], trees: list[KeyTree], log: bytes
-) -> tuple[HeadRecord, HeadBody, KeyTree] | None:
+def newest_of(
+    records: Sequence[HeadRecord | None], trees: Sequence[Tree], log: bytes
+) -> tuple[HeadRecord, HeadBody, Tree] | None:
+    """The newest record that one of these keys signed and opens, with its body and those keys."""
     keys = [(tree.verifying_key, tree) for tree in trees]
     there = [record for record in records if record is not None]
     for record in sorted(there, key=lambda record: record.stamp, reverse=True):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 
+from gridfs.codec.headlist import HeadList
 from gridfs.meta.operations import PackRecord
 from gridfs.meta.records import HeadBody, Journaled
 from gridfs.meta.store import Metadata
@@ -37,6 +38,10 @@ class HeadState(msgspec.Struct, array_like=True):
     """Number up to which the outbox was emptied."""
     runs: list[bytes] = []
     """Mount ids under which records may have been written since the last one we know of."""
+    heads: HeadList | None = None
+    """Who keeps the head log, where that is known better than from the configuration."""
+    leaving: HeadList | None = None
+    """While that list changes: the one before."""
 
     @property
     def stamp(self) -> tuple[int, int]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import trio
+
 from gridfs.codec.headkeys import HeadKeys
 from gridfs.files.headstate import Base, base_of
 from gridfs.files.runs import batches, only_run, read_runs
@@ -36,6 +38,18 @@ class BehindCheckpoint(Exception):
     """What is asked for was given up when a checkpoint took its place."""
 
 
+@dataclass(slots=True)
+class _Recalled:
+    """What was read ahead."""
+
+    newest: bytes
+    """Hash of the record that it is for."""
+    records: list[HeadRecord] | None = None
+    """None: they were not needed."""
+    base: tuple[Base, JournalBody | None] | None = None
+    journals: list[JournalBody] | None = None
+
+
 class History:
     """Reads one file system's past from the grid."""
 
@@ -44,6 +58,7 @@ class History:
         self._downloader = downloader
         self._log = keys.log
         self._readable = [(tree.verifying_key, tree.journal_key) for tree in (keys.tree, *keys.former)]
+        self._recalled: _Recalled | None = None
 
     def body(self, record: HeadRecord) -> HeadBody:
         """Check a record's signature and open it. Raises Corrupt."""
@@ -57,6 +72,27 @@ class History:
         signed = record.signed_bytes(self._log)
         return next((key for signer, key in self._readable if fits(signer, record.signature, signed)), None)
 
+    async def recall(self, newest: HeadRecord) -> None:
+        """Read ahead, all at once, what `behind` and `carried` will want of a record for metadata that are at
+        its checkpoint. Raises what those do, but BehindCheckpoint."""
+        body = self.body(newest)
+        recalled = _Recalled(newest.record_hash())
+
+        async def read_records() -> None:
+            recalled.records = await self._records(newest, body)
+
+        reaches_back = body.after not in (body.checkpointed, body.gathered)
+        async with trio.open_nursery() as nursery:
+            if reaches_back or (body.carries and not body.begins):
+                nursery.start_soon(read_records)
+            recalled.base = base, journal = await self._base(newest, body)
+            recalled.journals = await self._journals(base, journal, body.checkpointed)
+        self._recalled = recalled
+
+    def _recall_of(self, newest: HeadRecord) -> _Recalled | None:
+        recalled = self._recalled
+        return recalled if recalled is not None and recalled.newest == newest.record_hash() else None
+
     async def behind(self, newest: HeadRecord, number: int) -> Tail:
         """All operations behind `number`, up to those of the record `newest`.
 
@@ -69,7 +105,7 @@ class History:
         reached = body.after
         previous = newest.previous
         if reached > number and reached != body.gathered:
-            known = {record.record_hash(): record for record in await self._records(body)}
+            known = {record.record_hash(): record for record in await self._records(newest, body)}
             while reached > number and reached != body.gathered:
                 record = known.get(previous)
                 if record is None:
@@ -77,9 +113,16 @@ class History:
                 earlier = self.body(record)
                 pieces.append(earlier.operations)
                 reached, previous = earlier.after, record.previous
-        base, journal = await self._base(body)
+        base, journal = await self._base(newest, body)
+        if not number and base.checkpoint is not None:
+            raise BehindCheckpoint("there is a checkpoint to begin with")
         if reached > number:
-            for content in reversed(await self._journals(base, journal, number)):
+            recalled = self._recall_of(newest)
+            if recalled is not None and recalled.journals is not None and number >= base.checkpointed:
+                contents = recalled.journals
+            else:
+                contents = await self._journals(base, journal, number)
+            for content in reversed(contents):
                 pieces.append(content.operations)
                 reached = content.after
         if reached > number and base.checkpoint is not None:
@@ -106,7 +149,7 @@ class History:
         known: dict[bytes, HeadRecord] | None = None
         while not bodies[-1].begins:
             if known is None:
-                known = {record.record_hash(): record for record in await self._records(body)}
+                known = {record.record_hash(): record for record in await self._records(newest, body)}
             record = known.get(previous)
             if record is None:
                 raise Corrupt("the head log lacks records with synced data")
@@ -119,19 +162,24 @@ class History:
         far as the head servers keep them."""
         if ancestor == GENESIS:
             return True
-        known = {record.record_hash(): record for record in await self._records(self.body(newest))}
+        known = {record.record_hash(): record for record in await self._records(newest, self.body(newest))}
         record: HeadRecord | None = newest
         while record is not None and record.record_hash() != ancestor:
             record = known.get(record.previous)
         return record is not None
 
-    async def _records(self, body: HeadBody) -> list[HeadRecord]:
+    async def _records(self, newest: HeadRecord, body: HeadBody) -> list[HeadRecord]:
         """All that the head servers keep; enough of them, that none which a quorum has can be missing."""
-        enough = len(body.head_servers) - body.quorum + 1
-        return await self._heads.records(min(enough, len(self._heads.servers)))
+        recalled = self._recall_of(newest)
+        if recalled is not None and recalled.records is not None:
+            return recalled.records
+        return await self._heads.records(surely=True)
 
-    async def _base(self, body: HeadBody) -> tuple[Base, JournalBody | None]:
+    async def _base(self, newest: HeadRecord, body: HeadBody) -> tuple[Base, JournalBody | None]:
         """What a record rests on, and its newest journal pack where that had to be read to know."""
+        recalled = self._recall_of(newest)
+        if recalled is not None and recalled.base is not None:
+            return recalled.base
         if body.journal is None or body.earlier is not None:
             return base_of(body, body.earlier or ()), None
         (found,) = await read_runs(self._downloader, [only_run(body.journal)])

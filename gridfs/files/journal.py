@@ -14,24 +14,24 @@ what the one before it needed is given up only after W servers have a record tha
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from gridfs.codec.headkeys import HeadKeys
+from gridfs.codec.headlist import HeadList
 from gridfs.files.barriers import Barriers
 from gridfs.files.carrying import Carrying, Picked
 from gridfs.files.checkpointing import Checkpointer
+from gridfs.files.claiming import Claimer, TakenOver
 from gridfs.files.dirty import DirtyData
 from gridfs.files.gathering import Gatherer
-from gridfs.files.headstate import CLIENT_SIZE, Base, HeadState
-from gridfs.files.history import BehindCheckpoint, History
+from gridfs.files.headstate import Base, HeadState
+from gridfs.files.history import History
 from gridfs.files.log import OperationLog
 from gridfs.files.lull import PATIENCE_S, Lull
-from gridfs.files.rebuilding import RebuildNeeded
-from gridfs.files.restoring import restore
 from gridfs.files.writer import Writer
-from gridfs.grid.errors import GridError, NotEnoughServers
+from gridfs.grid.errors import GridError
 from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.uploader import Uploader
 from gridfs.meta.operations import Retire
@@ -43,8 +43,7 @@ from gridfs.meta.records import (
     operations_max,
     seal_head,
 )
-from gridfs.meta.store import ROOT
-from storage.errors import Conflict, StorageError
+from storage.errors import Conflict, Refused, StorageError
 from storage.format.head import HeadRecord, trim_signed_bytes
 from storage.ports import Machine
 
@@ -56,28 +55,11 @@ SHORT_PATIENCE_S = 0.5
 """How long somebody waits behind operations that wait for data, before changes are held up for him."""
 
 
-class TakenOver(Exception):
-    """Another mount writes this file system now. `str()` is one line for a person."""
-
-
-class ShutOut(TakenOver):
-    """The recovery key has made new keys, and this machine has the old ones."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "this machine was shut out: the file system has new keys; `gridfs spool export` gets out what is "
-            "only here, `gridfs forget` and then `gridfs recover` with the recovery key let it in again"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class JournalConfig:
     k: int
     n: int
-    quorum: int
     settings: Settings
-    generation: int = 1
-    """Of the list of head servers."""
     takes_over: bool = False
     """Go on from what another client has written last."""
     ship_every_s: float = 5.0
@@ -99,6 +81,15 @@ class _Draft:
     """The last operation in what it rests on."""
     checkpointed: int
     picked: Picked
+
+
+@dataclass(slots=True, eq=False)
+class _Change:
+    """Somebody wants others to keep the head log."""
+
+    now: HeadList
+    error: Exception | None = None
+    decided: trio.Event = field(default_factory=trio.Event)
 
 
 class Journal:
@@ -126,32 +117,41 @@ class Journal:
         self._checkpointer = checkpointer
         self._lull = lull
         self._heads = heads
-        self._history = history
         self._keys = keys
         self._config = config
         self._name = keys.log
-        self._client = state.client
-        """Whose folder this was when it was opened."""
         self._wanted = 0
         self._wake = trio.Event()
         self._progress = trio.Event()
         self._carrying = Carrying(log, dirty, writer)
         self._barriers = Barriers(log, dirty, writer, self._carrying)
         self._gatherer = Gatherer(machine, log, uploader, state, config.k, config.n)
+        self._claimer = Claimer(
+            machine,
+            log,
+            dirty,
+            self._carrying,
+            self._gatherer,
+            heads,
+            history,
+            keys,
+            state,
+            takes_over=config.takes_over,
+        )
         self._record_bytes = 0
         self._begins = True
         """The next record stands for itself."""
         self._is_ours = False
         """W head servers have a record of this epoch. Before, one that too few took in an epoch before may
         still be found by the next client, so nothing counts as shipped that does not know of it."""
-        self._is_settled = False
-        """What the newest record knows is here, data included."""
         self._draft: _Draft | None = None
         """What was sent and not yet taken by W servers. Some may have it, and they take no other in its
         place: it is sent again as it is until W have it."""
+        self._change: _Change | None = None
+        self._says_heads = False
+        """The next record is sent for what it says of the head servers."""
         self._contested = False
         """A head server refused our record: the epoch is claimed anew, and if it is lost that tells so."""
-        self.claimed = False
         self.trouble: str | None = None
         """Why nothing can be shipped just now, in words."""
         self.taken_over: str | None = None
@@ -163,145 +163,22 @@ class Journal:
         return self.state.shipped
 
     @property
+    def is_owner(self) -> bool:
+        """Whether a quorum of head servers has promised this mount that nobody else writes."""
+        return self._claimer.has_quorum
+
+    @property
     def base(self) -> Base:
         """The checkpoint and the journal packs that records rest on."""
         return self._gatherer.base
 
     # ---- starting
 
-    async def claim(self, enough: int) -> None:
-        """Claim an epoch of our own. Returns with `enough` answers, the quorum or not.
-
-        Raises NotEnoughServers with fewer answers, or without the quorum where another client wrote last: it
-        may go on until a quorum has promised us the epoch. TakenOver if the newest record is another's,
-        RebuildNeeded where this machine's metadata cannot be brought up to date.
-        """
-        was_new, knows = self.state.is_new, frozenset(self.state.runs)
-        if not was_new:
-            await self._look_first(knows)
-        self.state.begin_run(self._machine.entropy.token(16))
-        epoch, step = max(self.state.epoch, self._keys.epoch_floor) + 1, 1
-        while True:
-            # Durable before it is used: after a crash, of the machine too, the newest record must be known
-            # as our own, and an epoch must not begin twice.
-            self.state.epoch = epoch
-            self._gatherer.save()
-            await self._log.settle()
-            mine = self._keys.claim(epoch, self.state.mount_id)
-            claim = await self._heads.claim(mine)
-            if claim.promises + claim.refused < enough:
-                raise NotEnoughServers("asking the head servers", claim.promises, enough)
-            if not claim.refused:
-                break
-            await self._check_keys()
-            epoch, step = epoch + step, step * 2
-        quorum = self._config.quorum
-        if claim.newest is not None and not self._is_known(claim.newest, knows) and claim.promises < quorum:
-            claim = await self._heads.claim(mine, quorum)  # those that were only late are waited for
-            if claim.promises < quorum:
-                raise NotEnoughServers("taking over from another client", claim.promises, quorum)
-        await self._adopt(claim, was_new, knows)
+    async def claim(self, early: Claim | None = None) -> None:
+        """See `Claimer.claim`."""
+        await self._claimer.claim(early)
+        self._says_heads = self._heads.leaving is not None
         self._barriers.hold_again(self.state.shipped)
-        self.claimed = claim.promises >= quorum
-        self._begins = True
-
-    async def _look_first(self, knows: frozenset[bytes]) -> None:
-        """Before anything is claimed: this mount may have to give way, and must not shut the other out."""
-        is_genuine = self._keys.verifier()
-        shown = [standing.newest for standing in await self._heads.look()]
-        genuine = [record for record in shown if record is not None and is_genuine(record)]
-        newest = max(genuine, key=lambda record: record.stamp, default=None)
-        if newest is None or self._is_known(newest, knows):
-            return
-        # W servers have ours: whoever went on from there is above it. Below are servers that lag behind.
-        own = self.state.sequence - self._is_of_this_client(newest)
-        if newest.sequence > own:
-            self._check_stranger(newest, self._history.body(newest))
-
-    def _is_of_this_client(self, record: HeadRecord) -> bool:
-        return record.mount_id[:CLIENT_SIZE] == self.state.client
-
-    def _is_known(self, newest: HeadRecord, knows: frozenset[bytes]) -> bool:
-        return newest.record_hash() == self.state.previous or newest.mount_id in knows
-
-    async def _check_keys(self) -> None:
-        """Raise ShutOut if it is for newer keys that head servers refuse us."""
-        for standing in await self._heads.look():
-            if self._keys.yields_to(standing.succession):
-                raise ShutOut
-
-    async def _adopt(self, claim: Claim, was_new: bool, knows: frozenset[bytes]) -> None:
-        """Take over the newest record; a local state that is older is rolled forward first.
-
-        What it says counts as shipped where W servers are known to have it, else it is shipped again.
-        `knows`: mount ids of this folder's own runs.
-        """
-        state, newest = self.state, claim.newest
-        if newest is None:
-            if state.shipped:
-                logger.warning("the head servers that answered know no record of this file system")
-            return
-        body = self._history.body(newest)
-        is_latest = newest.record_hash() == state.previous
-        is_known = self._is_known(newest, knows)
-        if newest.sequence < state.sequence and self._is_of_this_client(newest):
-            return  # those who answered have older records than W servers took from us
-        if not is_known and not was_new:
-            self._check_stranger(newest, body)
-            if not await self._history.descends(newest, state.previous):
-                reason = "nothing proves that the grid goes on from what this machine has"
-                raise self._rebuild_needed(reason, newest, body, keeps_spool=False)
-        is_ahead = body.last > self._log.number
-        carried = [] if is_latest and self._is_settled else await self._history.carried(newest)
-        if is_ahead:
-            await self._roll_forward(newest, body, keeps_spool=is_known)
-        if carried:
-            self._carrying.restored(restore(self._log, self._dirty, carried))
-        state.sequence = newest.sequence
-        if is_latest or claim.holders >= self._config.quorum:
-            state.shipped = max(state.shipped, body.last)
-        state.previous = newest.record_hash()
-        self._gatherer.save()
-        if carried:
-            await self._log.spool.sync()
-        if is_ahead or carried:
-            # The spool goes on behind what it lacks: only once nothing can undo that any more.
-            await self._log.settle()
-        self._is_settled = True
-
-    def _check_stranger(self, newest: HeadRecord, body: HeadBody) -> None:
-        """The newest record is of no run of this folder: of another client, or of a copy of this folder that
-        went on after the copy was made. Then only what the grid has is certain here: what was shipped. Data
-        that never got out would come back into files with which the other one has gone on since.
-        """
-        own, own_bytes = max(0, self._log.number - self.state.shipped), self._dirty.bytes
-        held = f"{own} operations and {own_bytes} bytes" if own or own_bytes else ""
-        if not self._is_of_this_client(newest) and not self._config.takes_over:
-            rest = f"; {held} here are not in the grid (gridfs spool export)" if held else ""
-            raise TakenOver(
-                "another client has written this file system since it was last mounted here: "
-                f"mount with -o takeover to go on from what it wrote, and to shut it out{rest}"
-            )
-        if held:
-            reason = f"the grid has another history, {held} of this machine are set aside"
-            raise self._rebuild_needed(reason, newest, body, keeps_spool=False)
-
-    def _rebuild_needed(
-        self, reason: str, newest: HeadRecord, body: HeadBody, *, keeps_spool: bool
-    ) -> RebuildNeeded:
-        root = self._log.metadata.inode(ROOT)
-        assert root is not None
-        return RebuildNeeded(reason, newest, body, root, self._client, keeps_spool=keeps_spool)
-
-    async def _roll_forward(self, newest: HeadRecord, body: HeadBody, *, keeps_spool: bool) -> None:
-        try:
-            tail = await self._history.behind(newest, self._log.number)
-        except BehindCheckpoint as error:
-            raise self._rebuild_needed(str(error), newest, body, keeps_spool=keeps_spool) from None
-        logger.warning("the grid is ahead of this machine by %d operations", len(tail.operations))
-        for number, encoded in tail.operations:
-            self._dirty.replay(number, self._log.adopt(number, encoded), None, 0)
-        self._gatherer.adopt(tail.base, tail.gathered)
 
     # ---- shipping
 
@@ -350,6 +227,32 @@ class Journal:
             self._wake.set()
             await self._progress.wait()
 
+    async def change_heads(self, now: HeadList) -> None:
+        """Let other servers keep the head log: a record that says so is on a quorum of both lists, and one
+        more on a quorum of the new one, when this returns.
+
+        Raises Refused while another change is under way, NotEnoughServers where either list has no quorum
+        just now (nothing has changed then), TakenOver.
+        """
+        self._check_owner()
+        if self._change is not None or self._heads.leaving is not None:
+            raise Refused("the list of head servers is changing already")
+        self._change = change = _Change(now)
+        self._wake.set()
+        await change.decided.wait()
+        if change.error is not None:
+            raise change.error
+        await self.heads_changed()
+
+    async def heads_changed(self) -> None:
+        """Wait until no change of the head servers is under way, one that was begun before us included.
+
+        Raises TakenOver.
+        """
+        while self._says_heads:
+            self._check_owner()
+            await self._progress.wait()
+
     def _is_shipped(self, number: int) -> bool:
         return number == 0 or (self._is_ours and self.state.shipped >= number)
 
@@ -363,18 +266,22 @@ class Journal:
         delay = self._config.retry_s
         while self.taken_over is None:
             try:
-                if not self.claimed:
-                    await self._reclaim()
+                if not self._claimer.has_quorum:
+                    await self._claimer.again(adopts=self._draft is None)
+                    self._begins = self._begins or self._draft is None
                 await self._turn()
             except TakenOver as error:
                 self.taken_over = str(error)
                 self._carrying.give_up()
                 self._writer.halt(error)
+                if self._change is not None:
+                    self._change.error = error
+                    self._change.decided.set()
                 logger.error("this mount lost the file system to another one: %s", error)
             except (GridError, StorageError, OSError) as error:
                 self._lull.end()
                 # A head server may have been away when the epoch was claimed: then it knows nothing of it.
-                self.claimed = False
+                self._claimer.has_quorum = False
                 if isinstance(error, Conflict) and not self._contested:
                     self._contested = True
                     continue
@@ -389,14 +296,31 @@ class Journal:
                 delay = self._config.retry_s
             self._progress_made()
 
+    async def _begin_change(self, change: _Change) -> None:
+        """Claim our epoch from the new head servers too; the next records do the rest."""
+        before = self._heads.now
+        self._heads.use(change.now, before)
+        try:
+            await self._claimer.extend()
+        except (GridError, StorageError) as error:
+            self._heads.use(before, None)
+            change.error = error
+        else:
+            self._begins = self._says_heads = True
+        finally:
+            self._change = None
+            change.decided.set()
+
     async def _turn(self) -> None:
         """Wait until something is to be shipped, and ship it."""
+        if self._change is not None and self._draft is None:
+            await self._begin_change(self._change)
         if not (self._is_wanted or self._barriers.is_crowded or self._lull.is_forced):
             await self._sleep()
         limit = self._barriers.limit()
         if limit < self._log.number:
             self._barriers.push(limit)
-        is_wanted = self._carrying.is_wanted or self._is_asked
+        is_wanted = self._carrying.is_wanted or self._is_asked or self._says_heads
         if self._draft is not None or limit > self.state.shipped or is_wanted:
             await self._ship()
         elif limit < self._log.number:
@@ -412,7 +336,8 @@ class Journal:
 
     @property
     def _is_wanted(self) -> bool:
-        return self._wanted > self.state.shipped or self._carrying.is_wanted or self._is_asked
+        is_asked = self._is_asked or self._says_heads or self._change is not None
+        return is_asked or self._wanted > self.state.shipped or self._carrying.is_wanted
 
     @property
     def _is_asked(self) -> bool:
@@ -425,19 +350,6 @@ class Journal:
         with trio.move_on_after(self._config.ship_every_s):
             await self._wake.wait()
 
-    async def _reclaim(self) -> None:
-        mine = self._keys.claim(self.state.epoch, self.state.mount_id)
-        claim = await self._heads.claim(mine, self._config.quorum)
-        if claim.refused:
-            await self._check_keys()
-            raise TakenOver("another client has claimed this file system")
-        if claim.promises < self._config.quorum:
-            raise NotEnoughServers("claiming the head log", claim.promises, self._config.quorum)
-        if self._draft is None:
-            await self._adopt(claim, False, frozenset(self.state.runs))
-            self._begins = True
-        self.claimed = True
-
     async def _ship(self) -> None:
         """Send the next record, or again the one that too few servers took."""
         if self._draft is None:
@@ -446,14 +358,17 @@ class Journal:
         if draft is None:
             await trio.lowlevel.checkpoint()
             return
-        await self._heads.append(draft.record, self._config.quorum)
+        await self._heads.append(draft.record)
         self._draft = None
         self._is_ours = True
         state.sequence = draft.record.sequence
         state.previous = draft.record.record_hash()
         state.shipped = max(state.shipped, draft.last)
         state.runs = [state.mount_id]
-        self._begins = False
+        self._begins = self._heads.leaving is not None
+        self._says_heads = self._begins
+        # A quorum of both lists knows of the change: from here on the new one alone counts, and is told so.
+        self._claimer.use(self._heads.now, None)
         self._carrying.landed(draft.picked)
         self._count(draft.size)
         emptied = draft.gathered > state.emptied
@@ -494,7 +409,7 @@ class Journal:
             self._gatherer.rebase(made.root, made.number)
             self._begins = True
             self._record_bytes = 0
-        room = operations_max(len(self._heads.servers), self._config.n)
+        room = operations_max(sum(len(each.servers) for each in self._heads.lists), self._config.n)
         while True:
             limit = self._barriers.limit()
             after = state.gathered if self._begins else state.shipped
@@ -506,6 +421,8 @@ class Journal:
             await self._gatherer.gather(limit)
             self._begins = True
             self._record_bytes = 0
+            # Changes that come quicker than they are gathered would keep every record back for ever.
+            self._lull.want(SHORT_PATIENCE_S if self._is_wanted else PATIENCE_S)
         # No awaits from here: the record tells the state at `limit`.
         picked = self._carrying.pick(limit, room - size, begins=self._begins)
         if picked is None:
@@ -519,11 +436,9 @@ class Journal:
         return _Draft(record, limit, size + picked.size, state.gathered, self.base.checkpointed, picked)
 
     def _sign(self, after: int, last: int, operations: list[tuple[int, bytes]], picked: Picked) -> HeadRecord:
-        state, config = self.state, self._config
+        state = self.state
         body = HeadBody(
-            head_servers=list(self._heads.servers),
-            generation=config.generation,
-            quorum=config.quorum,
+            heads=self._heads.now,
             after=after,
             last=last,
             journal=self.base.newest,
@@ -532,10 +447,11 @@ class Journal:
             begins=picked.begins,
             carries=self._carrying.carries(picked),
             data=picked.data,
-            settings=config.settings,
+            settings=self._config.settings,
             checkpoint=self.base.checkpoint,
             checkpointed=self.base.checkpointed,
             earlier=brief(self.base.journals[:-1]),
+            leaving=self._heads.leaving,
         )
         sequence = state.sequence + 1
         salt = self._machine.entropy.token(SALT_SIZE)

@@ -7,22 +7,25 @@ higher number lies in the spool that is exact; after a kill, the headers of the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import msgspec
 
-from gridfs.files.spool import (
+from gridfs.files.aside import asides_of
+from gridfs.files.headstate import load_head_state
+from gridfs.files.spoolformat import (
     ASIDE,
     CHUNK,
     RECORD,
     RECORD_MAGIC,
     SLOT_HEADER,
-    SLOT_MAGIC,
     TAG,
-    VERSION,
+    read_header,
     sealed_length,
 )
 from gridfs.meta.store import Metadata
+from storage.errors import StorageError
 from storage.ports import Disk, File
 
 LEFTOVER_VALUE = "leftover"
@@ -54,14 +57,26 @@ class Leftover:
     """False: at most so much, as the last mount was killed."""
     aside: int
     """Slots of the spool that were set aside: they belong to another history."""
+    databases: int = 0
+    """Metadata that were set aside with operations in them that the grid has not."""
 
     def __bool__(self) -> bool:
-        return bool(self.bytes or self.operations or self.aside)
+        return bool(self.bytes or self.operations or self.aside or self.databases)
 
     def __str__(self) -> str:
-        words = [] if self.is_exact else ["at most"]
-        words.append(f"{self.bytes} bytes and {self.operations} operations")
-        return " ".join(words) + (f", and {self.aside} slots set aside" if self.aside else "")
+        words = "" if self.is_exact else "at most "
+        words += f"{self.bytes} bytes and {self.operations} operations"
+        return f"{words}, and {self.set_aside}" if self.set_aside else words
+
+    @property
+    def set_aside(self) -> str:
+        """In words; empty without any."""
+        words = []
+        if self.aside:
+            words.append(f"{self.aside} slots of the spool")
+        if self.databases:
+            words.append(f"{self.databases} databases")
+        return f"{' and '.join(words)} set aside" if words else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +115,15 @@ def survey(disk: Disk, directory: str) -> Survey:
 def _headers(file: File) -> Iterator[tuple[int, int]]:
     """(number, bytes of data) of the records in one slot, up to the first that cannot be."""
     size = file.size()
-    header = bytearray(SLOT_HEADER.size)
-    if file.read_into(memoryview(header), 0) < len(header):
+    slot = read_header(file, "a slot")
+    if slot is None:
         return
-    magic, version, slot_generation, _, _, begin = SLOT_HEADER.unpack(header)
-    if magic != SLOT_MAGIC or version != VERSION:
-        return
-    end, expected = SLOT_HEADER.size, begin
+    end, expected = SLOT_HEADER.size, slot.begin
     head = bytearray(RECORD.size)
     while end + RECORD.size + TAG <= size:
         file.read_into(memoryview(head), end)
         magic, op_length, data_length, phase, number, generation = RECORD.unpack(head)
-        if magic != RECORD_MAGIC or (generation, number) != (slot_generation, expected) or phase >= CHUNK:
+        if magic != RECORD_MAGIC or (generation, number) != (slot.generation, expected) or phase >= CHUNK:
             return
         end += RECORD.size + op_length + TAG + sealed_length(data_length, phase)
         if end > size:
@@ -129,15 +141,22 @@ def note_leftover(metadata: Metadata, number: int, dirty_bytes: int, shipped: in
 def leftover(disk: Disk, database: str, spool_directory: str) -> Leftover:
     """Look. The file system must not be open anywhere. Raises what a damaged database raises."""
     found = survey(disk, spool_directory)
-    metadata = Metadata.open(database, _NoKeys(), vfs=disk.sqlite_vfs)
-    try:
+    databases = sum(_has_more(disk, path) for path in asides_of(disk, database))
+    with closing(Metadata.open(database, _NoKeys(), vfs=disk.sqlite_vfs)) as metadata:
         stored = metadata.get_value(LEFTOVER_VALUE)
         last = max(metadata.applied, found.last)
-    finally:
-        metadata.close()
     note = _Note(0, 0, 0) if stored is None else msgspec.msgpack.decode(stored, type=_Note)
     if note.number == last:
-        return Leftover(note.bytes, note.operations, is_exact=True, aside=found.aside)
+        return Leftover(note.bytes, note.operations, True, found.aside, databases)
     # What the note counted is in the spool still; the rest came after it.
     operations = note.operations + last - note.number
-    return Leftover(found.data_bytes, operations, is_exact=False, aside=found.aside)
+    return Leftover(found.data_bytes, operations, False, found.aside, databases)
+
+
+def _has_more(disk: Disk, database: str) -> bool:
+    """Whether metadata that were set aside have operations that were not in the grid."""
+    try:
+        with closing(Metadata.open(database, _NoKeys(), vfs=disk.sqlite_vfs)) as metadata:
+            return metadata.applied > load_head_state(metadata).shipped
+    except StorageError:
+        return True  # set aside because it is damaged: nobody knows

@@ -148,9 +148,10 @@ class OperationLog:
                     while self._pending < self._config.operations_max:
                         await self._wake.wait()
                         self._wake = trio.Event()
-                await self._guarded(self._turn)
+                await self._guarded(self.turn)
 
-    async def _turn(self) -> None:
+    async def turn(self) -> None:
+        """End the metadata transaction, and clear away what waits for that. Raises like `commit_in_order`."""
         await self.commit_in_order()
         self.reclaim()
         while self.metadata.work(2000):
@@ -164,6 +165,10 @@ class OperationLog:
             logger.error("the metadata cannot be written: %s", error)
             await trio.sleep(self._config.retry_s)
             self._wake.set()
+
+    def begin_anew(self) -> None:
+        """The metadata are others now, up to some other operation."""
+        self.number = self._committed = self._ordered = self._in_order = self.metadata.applied
 
     def reclaim(self) -> None:
         """Give back slots of the spool that nothing needs; ask for durability where that frees more."""

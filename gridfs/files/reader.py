@@ -46,7 +46,7 @@ class SegmentCache:
     """Opened segments, least recently used first, bounded in bytes."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._segments: OrderedDict[SegmentName, bytearray] = OrderedDict()
         self.bytes = 0
 
@@ -60,7 +60,7 @@ class SegmentCache:
         old = self._segments.pop(name, None)
         self.bytes += len(data) - (len(old) if old is not None else 0)
         self._segments[name] = data
-        while self.bytes > self._bytes_max:
+        while self.bytes > self.bytes_max:
             _, gone = self._segments.popitem(last=False)
             self.bytes -= len(gone)
 
@@ -83,6 +83,11 @@ class Reader:
         self._cache = SegmentCache(config.segment_cache_bytes)
         self._fetching: dict[SegmentName, trio.Event] = {}
         self._pack_refs: OrderedDict[int, tuple[PackRef, bytes, bool]] = OrderedDict()
+
+    def forget(self) -> None:
+        """The metadata are others now: what was kept of packs may be of others."""
+        self._cache = SegmentCache(self._cache.bytes_max)
+        self._pack_refs.clear()
 
     async def read_into(self, ino: int, start: int, out: memoryview, traffic: Traffic) -> None:
         """Fill `out` with the bytes of `ino` from `start` on; holes are zeros.

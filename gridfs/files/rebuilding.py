@@ -7,6 +7,8 @@ that are kept, or it went another way than the grid. Nothing is thrown away: wha
 from __future__ import annotations
 
 import logging
+from contextlib import closing
+from dataclasses import dataclass
 
 from gridfs.files.aside import set_aside
 from gridfs.files.headstate import CLIENT_SIZE, NOBODY, Base, HeadState, save_base, save_head_state
@@ -53,6 +55,18 @@ class RebuildNeeded(Exception):
         """Whether the spool is of the same history as the grid."""
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The root directory as it is made, where no checkpoint tells: no operation has made it."""
+
+    mode: int
+    """Permission bits."""
+    uid: int
+    gid: int
+    time: int
+    """Nanoseconds since 1970."""
+
+
 async def rebuild(
     machine: Machine, downloader: Downloader, sealer: Sealer, needed: RebuildNeeded, database: str
 ) -> None:
@@ -62,36 +76,11 @@ async def rebuild(
     What is there is set aside first, once the new one is whole. Raises what reading packs raises.
     """
     disk = machine.disk
-    draft = f"{database}.new"
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        _remove(disk, draft + suffix)
-    number = 0
-    if needed.body.checkpoint is None:
-        Metadata.create(
-            draft,
-            sealer,
-            vfs=disk.sqlite_vfs,
-            root_mode=needed.root.mode & PERMISSIONS,
-            root_uid=needed.root.uid,
-            root_gid=needed.root.gid,
-            time=needed.root.mtime,
-        ).close()
-    else:
-        (found,) = await read_runs(downloader, [only_run(needed.body.checkpoint)])
-        root = decode_root(found)
-        number = root.number
-        await _load(machine, downloader, sealer, root, draft)
-    metadata = Metadata.open(draft, sealer, vfs=disk.sqlite_vfs)
-    try:
-        epoch = needed.newest.epoch
-        mount_id = needed.client + bytes(len(NOBODY) - CLIENT_SIZE)
-        state = HeadState(epoch, mount_id, shipped=number, gathered=number, emptied=number)
-        save_head_state(metadata, state)
-        save_base(metadata, Base(needed.body.checkpoint, number))
-        metadata.commit()
-        metadata.make_durable()
-    finally:
-        metadata.close()
+    draft = clear_draft(disk, database)
+    epoch, root = needed.newest.epoch, needed.root
+    owner = Owner(root.mode & PERMISSIONS, root.uid, root.gid, root.mtime)
+    mount_id = needed.client + bytes(len(NOBODY) - CLIENT_SIZE)
+    number = await make_database(machine, downloader, sealer, needed.body, draft, owner, epoch, mount_id)
     disk.sync_directory(_parent(database))
     # The log of the old database must never be beside the new one, which it would damage: it goes first.
     set_aside(disk, database, "-wal")
@@ -101,12 +90,76 @@ async def rebuild(
     logger.warning("the metadata were made anew from the grid, up to operation %d: %s", number, needed)
 
 
+async def make_database(
+    machine: Machine,
+    downloader: Downloader,
+    sealer: Sealer,
+    body: HeadBody,
+    path: str,
+    owner: Owner,
+    epoch: int,
+    mount_id: bytes = NOBODY,
+) -> int:
+    """Make a database at a path that is free, from the checkpoint that a head record's body names, or an
+    empty one where there is none; returns the last operation in it.
+
+    `epoch`: above it the next is claimed. `mount_id`: of whose folder it is. It is durable, but for its name.
+    Raises what reading packs raises.
+    """
+    number = 0
+    vfs = machine.disk.sqlite_vfs
+    if body.checkpoint is None:
+        Metadata.create(
+            path,
+            sealer,
+            vfs=vfs,
+            root_mode=owner.mode,
+            root_uid=owner.uid,
+            root_gid=owner.gid,
+            time=owner.time,
+        ).close()
+    else:
+        (found,) = await read_runs(downloader, [only_run(body.checkpoint)])
+        root = decode_root(found)
+        number = root.number
+        await _load(machine, downloader, sealer, root, path)
+    with closing(Metadata.open(path, sealer, vfs=vfs)) as metadata:
+        state = HeadState(epoch, mount_id, shipped=number, gathered=number, emptied=number)
+        state.heads, state.leaving = body.heads, body.leaving
+        save_head_state(metadata, state)
+        save_base(metadata, Base(body.checkpoint, number))
+        metadata.commit()
+        metadata.make_durable()
+    return number
+
+
+def put_in_place(disk: Disk, database: str) -> None:
+    """Put the draft of `make_database` in the place of a database that is closed and of no use any more."""
+    for suffix in ("-wal", "-shm"):
+        _remove(disk, database + suffix)
+    disk.replace(draft_of(database), database)
+    disk.sync_directory(_parent(database))
+
+
+def clear_draft(disk: Disk, database: str) -> str:
+    """Remove what a process left that ended in the making; returns the draft's path."""
+    draft = draft_of(database)
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        _remove(disk, draft + suffix)
+    return draft
+
+
+def draft_of(database: str) -> str:
+    """Where a database is made that is to take another's place."""
+    return f"{database}.new"
+
+
 def finish_rebuild(disk: Disk, database: str) -> None:
     """Where a process ended between the two renames of `rebuild`, make the second one."""
     names = disk.names(_parent(database))
     name = database.rpartition("/")[2]
-    if name not in names and f"{name}.new" in names:
-        disk.replace(f"{database}.new", database)
+    if name not in names and draft_of(name) in names:
+        disk.replace(draft_of(database), database)
         disk.sync_directory(_parent(database))
 
 

@@ -7,33 +7,45 @@ numbers: the same bytes at the same place. A clone's data, while it is in no pac
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from gridfs.files.dirty import DirtyData
 from gridfs.files.log import OperationLog
 from gridfs.files.overlay import Overlay, Piece, Source
-from gridfs.files.spool import CHUNK
+from gridfs.files.spoolformat import CHUNK
 from gridfs.meta.operations import Commit, Drop, Operation, SetAttributes, Together, Write, decode
 from gridfs.meta.records import CarriedData
-
-logger = logging.getLogger(__name__)
 
 _STEP_BYTES = 1 << 20
 
 
-def restore(log: OperationLog, dirty: DirtyData, carried: Sequence[tuple[int, CarriedData]]) -> list[int]:
+Keep = Callable[[CarriedData, int, memoryview], object]
+"""Takes the bytes `view`, which are part of some data, and go to a place in its file."""
+
+
+def restore(
+    log: OperationLog, dirty: DirtyData, carried: Sequence[tuple[int, CarriedData]], keep: Keep | None = None
+) -> list[int]:
     """Bring back what is missing; returns the inodes that rest on the records.
 
     Those too whose bytes are in packs by now: the grid may not know of the Commit.
+
+    `keep`: what to do with each piece; by default it is written anew.
 
     `carried`: (last operation of its record, data), in the order of the records. Metadata and overlays are
     at least as new as the last of them, and the outbox holds every operation behind the first.
     """
     overlays = _surviving(log, carried)
     for ino, overlay in overlays.items():
-        _restore_file(log, dirty, ino, overlay, carried)
+        _restore_file(log, dirty, ino, overlay, carried, keep or partial(_write, log, dirty))
     return list(dict.fromkeys(data.ino for _, data in carried))
+
+
+def _write(log: OperationLog, dirty: DirtyData, data: CarriedData, start: int, view: memoryview) -> None:
+    operation = Write(data.ino, start, len(view), None)
+    number, source = log.record(operation, view, start % CHUNK)
+    dirty.written(data.ino, start, len(view), number, source)
 
 
 def _surviving(log: OperationLog, carried: Sequence[tuple[int, CarriedData]]) -> dict[int, Overlay]:
@@ -83,21 +95,15 @@ def _restore_file(
     ino: int,
     overlay: Overlay,
     carried: Sequence[tuple[int, CarriedData]],
+    keep: Keep,
 ) -> None:
     inode = log.metadata.inode(ino)
     if inode is None:
         return
     missing = list(_missing(dirty, ino, overlay.pieces(0, inode.size)))
     for piece in missing:
-        data = memoryview(carried[piece.source.slot][1].data)[
-            piece.skip : piece.skip + piece.end - piece.start
-        ]
-        operation = Write(ino, piece.start, len(data), None)
-        number, source = log.record(operation, data, piece.start % CHUNK)
-        dirty.written(ino, piece.start, len(data), number, source)
-    if missing:
-        size = sum(piece.end - piece.start for piece in missing)
-        logger.warning("inode %d: %d synced bytes were brought back from the head log", ino, size)
+        data = carried[piece.source.slot][1]
+        keep(data, piece.start, memoryview(data.data)[piece.skip : piece.skip + piece.end - piece.start])
 
 
 def _missing(dirty: DirtyData, ino: int, pieces: Sequence[Piece]) -> Iterator[Piece]:

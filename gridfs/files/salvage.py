@@ -7,7 +7,7 @@ into the open transaction of the metadata, which is given up at the end, over a 
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +15,8 @@ from gridfs.files.dirty import DirtyData
 from gridfs.files.headstate import load_head_state
 from gridfs.files.log import LogConfig, OperationLog
 from gridfs.files.replay import redo
-from gridfs.files.spool import ASIDE, Spool
+from gridfs.files.spool import Spool
+from gridfs.files.spoolformat import ASIDE
 from gridfs.meta.operations import (
     Attach,
     Clone,
@@ -165,7 +166,7 @@ def touched(operation: Operation) -> list[int]:
             return [operation.ino]
 
 
-def name_paths(local: Local, wanted: list[Changed]) -> dict[int, bytes]:
+def name_paths(metadata: Metadata, wanted: Iterable[Changed]) -> dict[int, bytes]:
     """Fill in the paths of `wanted`; returns the path of every directory."""
     by_ino = {one.ino: one for one in wanted}
     directories = {ROOT: b""}
@@ -173,7 +174,7 @@ def name_paths(local: Local, wanted: list[Changed]) -> dict[int, bytes]:
     while waiting:
         parent = waiting.pop()
         cookie = 0
-        while entries := local.metadata.entries(parent, cookie, _ENTRIES):
+        while entries := metadata.entries(parent, cookie, _ENTRIES):
             for entry in entries:
                 path = directories[parent] + b"/" * bool(directories[parent]) + entry.name
                 if stat.S_ISDIR(entry.mode):
@@ -183,6 +184,35 @@ def name_paths(local: Local, wanted: list[Changed]) -> dict[int, bytes]:
                     by_ino[entry.ino].paths.append(path)
             cookie = entries[-1].cookie
     return directories
+
+
+class Atlas:
+    """Where inodes of another history were, as well as that can be told: by the names that its own operations
+    give, else by metadata, in the order in which they are believed."""
+
+    def __init__(self, metadata: Sequence[Metadata], inodes: Iterable[int]) -> None:
+        """`inodes`: all that will be asked for, directories aside."""
+        self._known: list[dict[int, bytes]] = []
+        wanted = sorted(set(inodes))
+        for one in metadata:
+            files = [Changed(ino) for ino in wanted]
+            known = name_paths(one, files)
+            self._known.append(known | {file.ino: file.paths[0] for file in files if file.paths})
+
+    def path(self, ino: int, names: Mapping[int, tuple[int, bytes]]) -> bytes | None:
+        """`names`: inode -> (directory, name), by operations. Parts that nobody knows are "?"."""
+        parts: list[bytes] = []
+        seen: set[int] = set()
+        while ino in names and ino not in seen:
+            seen.add(ino)
+            ino, name = names[ino]
+            parts.append(name)
+        above = next((known[ino] for known in self._known if ino in known), None)
+        if above is None and not parts:
+            return None
+        if above != b"":
+            parts.append(b"?" if above is None else above)
+        return b"/".join(reversed(parts))
 
 
 def grid_ranges(local: Local, ino: int, start: int, end: int) -> list[Range]:

@@ -17,10 +17,9 @@ Concurrency: everything but `read_into` is called from the loop, and nothing but
 from __future__ import annotations
 
 import logging
-import struct
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -28,22 +27,25 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gridfs.files.aside import set_aside
 from gridfs.files.overlay import Source
-from storage.errors import Corrupt, Exhausted, Refused
+from gridfs.files.spoolformat import (
+    CHUNK,
+    DATA_MAX,
+    OPERATION_MAX,
+    RECORD,
+    RECORD_MAGIC,
+    SLOT_HEADER,
+    TAG,
+    Slot,
+    SlotHeader,
+    nonce_at,
+    read_header,
+    sealed_length,
+)
+from storage.errors import Corrupt, Exhausted
 from storage.ports import Buffer, File, Machine
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-CHUNK = 65536
-TAG = 16
-SLOT_HEADER = struct.Struct("<8sHxxxxxxQ16sQQ8x")
-RECORD = struct.Struct("<4sIIIQQ")
-SLOT_MAGIC = b"GRIDSPL\0"
-RECORD_MAGIC = b"OPRC"
-ASIDE = ".spool.aside-"
-"""In the name of a slot that was set aside, behind its index."""
-OPERATION_MAX = 16 << 20
-DATA_MAX = 16 << 20
 SMALL_MAX = 4096
 """Bytes that a record without data may take that is called small: names, and not much else."""
 SLOT_BYTES_MIN = 4 << 20
@@ -53,8 +55,6 @@ SLOTS_MIN = 4
 SPARE_SLOTS_MAX = 4
 RESERVED_SLOTS = 8
 """Slots beyond the limit for records that make room (commits) and for slots begun after a restart."""
-assert SLOT_HEADER.size == 64
-assert RECORD.size == 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,41 +68,6 @@ class Replayed:
     data_length: int
 
 
-@dataclass(slots=True)
-class _Slot:
-    index: int
-    generation: int
-    file: File
-    cipher: AESGCM
-    previous: int
-    """Number of the last record in the slot before it, 0 for none."""
-    begin: int
-    """Number of its own first record; not always the next one, as the grid may have been ahead of us."""
-    end: int = SLOT_HEADER.size
-    live: int = 0
-    pins: int = 0
-    first: int = 0
-    last: int = 0
-    synced: int = 0
-    """Number of the last record that is known to be durable here."""
-    promised: bool = False
-    """Whether some of its data was made durable, and may have been promised to be: by this process, or by
-    one before it. Such a slot goes only when what took its data's place is durable, too."""
-    taken_at: int = 0
-    """Number of the last operation that took data of a promised slot away."""
-    data: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Start of a record's data in the slot -> (bytes of plaintext, phase)."""
-
-
-def _nonce(position: int) -> bytes:
-    return position.to_bytes(12, "big")
-
-
-def sealed_length(length: int, phase: int) -> int:
-    """Bytes on disk of `length` bytes of data whose first byte lies `phase` bytes into a chunk."""
-    return length + TAG * ((phase + length + CHUNK - 1) // CHUNK) if length else 0
-
-
 class Spool:
     """The log on disk. `limit_bytes` bounds the slots; `slot_bytes` is derived from it."""
 
@@ -113,8 +78,8 @@ class Spool:
         self._key = key
         self.slot_bytes = max(SLOT_BYTES_MIN, min(SLOT_BYTES_MAX, limit_bytes // 8))
         self.slots_max = max(SLOTS_MIN, limit_bytes // self.slot_bytes)
-        self._slots: deque[_Slot] = deque()
-        self._by_index: dict[int, _Slot] = {}
+        self._slots: deque[Slot] = deque()
+        self._by_index: dict[int, Slot] = {}
         self._spare: list[tuple[int, File]] = []
         self._torn: list[tuple[int, File]] = []
         """Slots whose header may be half written: made free before another one begins."""
@@ -150,17 +115,11 @@ class Spool:
             index = int(stem)
             self._next_index = max(self._next_index, index + 1)
             file = self._disk.open(self._path(index))
-            header = bytearray(SLOT_HEADER.size)
-            if file.read_into(memoryview(header), 0) < len(header):
+            header = read_header(file, self._path(index))
+            if header is None:
                 self._spare.append((index, file))
-                continue
-            magic, version, generation, salt, previous, begin = SLOT_HEADER.unpack(header)
-            if magic != SLOT_MAGIC:
-                self._spare.append((index, file))
-                continue
-            if version != VERSION:
-                raise Refused(f"{self._path(index)} has spool format {version}; this gridfs reads {VERSION}")
-            found.append(_Slot(index, generation, file, self._cipher(salt), previous, begin))
+            else:
+                found.append(self._slot(index, file, header))
         found.sort(key=lambda slot: slot.generation)
         broken = False
         for slot in found:
@@ -184,7 +143,7 @@ class Spool:
                 del self._by_index[slot.index]
                 self._spare.append((slot.index, slot.file))
 
-    def _replay_slot(self, slot: _Slot) -> Iterator[Replayed]:
+    def _replay_slot(self, slot: Slot) -> Iterator[Replayed]:
         size = slot.file.size()
         header = bytearray(RECORD.size)
         while slot.end + RECORD.size + TAG <= size:
@@ -203,7 +162,7 @@ class Spool:
             sealed = bytearray(op_length + TAG)
             slot.file.read_into(memoryview(sealed), at)
             try:
-                operation = slot.cipher.decrypt(_nonce(at), sealed, header)
+                operation = slot.cipher.decrypt(nonce_at(at), sealed, header)
                 slot.data[data_at] = (data_length, phase)
                 self._open_data(slot, data_at, 0, memoryview(bytearray(data_length)))
             except (InvalidTag, Corrupt):
@@ -248,14 +207,14 @@ class Spool:
         RECORD.pack_into(out, 0, RECORD_MAGIC, len(operation), length, phase, number, slot.generation)
         op_end = RECORD.size + op_sealed
         seal = slot.cipher.encrypt_into
-        seal(_nonce(at + RECORD.size), operation, out[: RECORD.size], out[RECORD.size : op_end])
+        seal(nonce_at(at + RECORD.size), operation, out[: RECORD.size], out[RECORD.size : op_end])
         if length:
             view = memoryview(data)
             done, position = 0, op_end
             while done < length:
                 step = min(length - done, CHUNK - (phase + done) % CHUNK)
                 sealed_end = position + step + TAG
-                seal(_nonce(at + position), view[done : done + step], None, out[position:sealed_end])
+                seal(nonce_at(at + position), view[done : done + step], None, out[position:sealed_end])
                 done += step
                 position = sealed_end
         try:
@@ -273,7 +232,7 @@ class Spool:
             self.live_bytes += length
         return source
 
-    def _give_up(self, slot: _Slot) -> None:
+    def _give_up(self, slot: Slot) -> None:
         """A write failed, and the disk may have a part of it: nothing else is sealed for that place."""
         self._began = -1
         if not slot.first:
@@ -296,7 +255,10 @@ class Spool:
         space = self._disk.space(self._directory)
         return space.free - self.slot_bytes >= space.total // 20
 
-    def _slot_for(self, total: int, number: int) -> _Slot:
+    def _slot(self, index: int, file: File, header: SlotHeader) -> Slot:
+        return Slot(index, header.generation, file, self._cipher(header.salt), header.previous, header.begin)
+
+    def _slot_for(self, total: int, number: int) -> Slot:
         if self._slots and number == self.last + 1 and self._slots[-1].end + total <= self.slot_bytes:
             current = self._slots[-1]
             if current.generation == self._began:  # never a slot that an earlier process began
@@ -312,7 +274,7 @@ class Spool:
             self._freed.append(file)
             self._spare.append(self._torn.pop())
 
-    def _begin_slot(self, number: int) -> _Slot:
+    def _begin_slot(self, number: int) -> Slot:
         self._free_torn()
         if self._spare:
             index, file = self._spare.pop()
@@ -321,16 +283,15 @@ class Spool:
             file = self._disk.open(self._path(index), create=True)
             self._next_index += 1
             self._has_new_names = True
-        salt = self._machine.entropy.token(16)
-        generation = self._generation + 1
         previous = self.last if self._slots else 0
+        header = SlotHeader(self._generation + 1, self._machine.entropy.token(16), previous, number)
         try:
-            file.write_at([SLOT_HEADER.pack(SLOT_MAGIC, VERSION, generation, salt, previous, number)], 0)
+            file.write_at([header.pack()], 0)
         except OSError:
             self._torn.append((index, file))
             raise
-        self._generation = self._began = generation
-        slot = _Slot(index, generation, file, self._cipher(salt), previous, number)
+        self._generation = self._began = header.generation
+        slot = self._slot(index, file, header)
         self._slots.append(slot)
         self._by_index[index] = slot
         return slot
@@ -344,7 +305,7 @@ class Spool:
         """
         self._open_data(self._by_index[source.slot], source.offset, skip, out)
 
-    def _open_data(self, slot: _Slot, data_at: int, skip: int, out: memoryview) -> None:
+    def _open_data(self, slot: Slot, data_at: int, skip: int, out: memoryview) -> None:
         length, phase = slot.data[data_at]
         if skip + len(out) > length:
             raise Corrupt(f"spool slot {slot.index} holds fewer bytes at {data_at} than its index says")
@@ -365,7 +326,7 @@ class Spool:
             for chunk in range(first, last + 1):
                 start, stop = begin(chunk), min(begin(chunk + 1), length)
                 piece = view[position : position + stop - start + TAG]
-                nonce = _nonce(low + position)
+                nonce = nonce_at(low + position)
                 a, b = max(start, skip), min(stop, skip + len(out))
                 if a == start and b == stop:
                     slot.cipher.decrypt_into(nonce, piece, None, out[filled : filled + b - a])
@@ -385,13 +346,10 @@ class Spool:
         file = self._disk.open(f"{self._directory}/{name}", writable=False)
         live_bytes = self.live_bytes
         try:
-            header = bytearray(SLOT_HEADER.size)
-            if file.read_into(memoryview(header), 0) < len(header):
+            header = read_header(file, name)
+            if header is None:
                 return
-            magic, version, generation, salt, previous, begin = SLOT_HEADER.unpack(header)
-            if magic != SLOT_MAGIC or version != VERSION:
-                return
-            slot = _Slot(-1, generation, file, self._cipher(salt), previous, begin)
+            slot = self._slot(-1, file, header)
             for record in self._replay_slot(slot):
                 data = bytearray(record.data_length)
                 if record.source is not None:
@@ -448,7 +406,7 @@ class Spool:
                 self._disk.remove(self._path(slot.index))
         return freed
 
-    def _is_wanted(self, slot: _Slot) -> bool:
+    def _is_wanted(self, slot: Slot) -> bool:
         """Whether a slot without data must stay until more is durable: metadata, or the spool itself."""
         return max(slot.last, slot.taken_at) > self.durable or slot.taken_at > self._synced
 

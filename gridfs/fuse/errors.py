@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import pyfuse3
 
-from gridfs.files.journal import TakenOver
+from gridfs.files.claiming import TakenOver
 from gridfs.grid.errors import DamagedData, NotEnoughServers, NotEnoughShares, RosterError
 from storage.errors import Conflict, Corrupt, Exhausted, Missing, Refused, StorageError, Unavailable
 

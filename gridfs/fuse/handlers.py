@@ -41,12 +41,19 @@ class Handlers(pyfuse3.Operations):
     """One mount's handlers. `attr_timeout_s`: how long the kernel may keep attributes and names."""
 
     supports_dot_lookup = True
-    enable_writeback_cache = True
 
     def __init__(
-        self, files: FileSystem, attr_timeout_s: float, *, acl: bool = True, atime: bool = True
+        self,
+        files: FileSystem,
+        attr_timeout_s: float,
+        *,
+        acl: bool = True,
+        atime: bool = True,
+        writeback: bool = True,
     ) -> None:
+        """`writeback`: the kernel keeps what is written, and takes sizes and times for its own to tell."""
         super().__init__()
+        self.enable_writeback_cache = writeback
         self.enable_acl = acl
         self.calls: dict[str, int] = {}
         self.own_init = False

@@ -12,6 +12,7 @@ import ctypes
 import logging
 import os
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pyfuse3
@@ -67,7 +68,13 @@ class Session:
 
     def __init__(self, files: FileSystem, config: SessionConfig) -> None:
         self._config = config
-        self._handlers = Handlers(files, config.attr_timeout_s, acl=config.acl, atime=config.atime)
+        self._handlers = Handlers(
+            files,
+            config.attr_timeout_s,
+            acl=config.acl,
+            atime=config.atime and not config.read_only,
+            writeback=not config.read_only,
+        )
         let_changes_wait(self._handlers, files.pause)
         self._open = False
         self._device: int | None = None
@@ -123,6 +130,11 @@ class Session:
             task_status.started()
             await pyfuse3.main(1, TASKS_MAX)
 
+    async def forget(self, inodes: Collection[int]) -> None:
+        """Let the kernel forget what it has of these inodes: somebody else has changed them."""
+        # In a thread: the kernel may wait there for pages that we are just asked for.
+        await trio.to_thread.run_sync(_forget, list(inodes))
+
     def statistics(self) -> dict[str, int]:
         """How often the kernel asked since the mount, by handler."""
         return dict(self._handlers.calls)
@@ -164,6 +176,12 @@ class Session:
             await trio.to_thread.run_sync(write, abandon_on_cancel=True)
         except OSError as error:
             logger.info("the kernel's read-ahead stays as it is (%s)", error.strerror)
+
+
+def _forget(inodes: list[int]) -> None:
+    for ino in inodes:
+        with contextlib.suppress(OSError):  # ENOENT: the kernel has nothing of it
+            pyfuse3.invalidate_inode(ino)
 
 
 def _start_libfuse(handlers: Handlers, number: int) -> None:

@@ -8,19 +8,18 @@ the answers mean is the caller's business: here is only who was asked, and when 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import trio
 
+from gridfs.codec.headlist import HeadList, Need
 from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.health import HealthBook, HealthConfig
 from gridfs.grid.roster import Roster, ServerId
 from storage.errors import Conflict, Corrupt, StorageError
 from storage.headlog import HeadClaim, HeadRecord, HeadStanding
-
-logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -53,154 +52,229 @@ class HeadClient(Protocol):
 class Claim:
     """What the head servers answered to a claim."""
 
-    promises: int
+    promised: Collection[ServerId]
     """Servers that promised this epoch."""
     refused: int
     """Servers that promised this epoch or a higher one to another mount, or to a successor of our key."""
     newest: HeadRecord | None
-    """The newest valid record that any server which promised has."""
+    """The newest record that any of those who promised has."""
     holders: int
     """Servers whose newest record it is."""
+    has_quorum: bool
+    """Whether those who promised are a quorum."""
+    is_heard: bool
+    """Whether so many answered, that no record that a quorum has can be missing."""
+    is_kept: bool
+    """Whether a quorum has the newest record."""
+
+    @property
+    def promises(self) -> int:
+        return len(self.promised)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Records that a reader has not seen yet."""
+
+    answered: Collection[ServerId]
+    newest: HeadRecord | None
+    """The newest of any server; it may be given up, where fewer than a quorum have it."""
+    kept: HeadRecord | None
+    """The newest that a quorum has."""
+    strange: bool
+    """Whether any server has records that are not genuine, or of keys that we do not know."""
 
 
 class HeadServers:
-    """The head servers of one file system."""
+    """The head servers of one file system.
+
+    While their list changes, both the one that is left and the new one count: a quorum is one of each.
+    """
 
     def __init__(
         self,
         clients: Mapping[ServerId, HeadClient],
-        servers: Sequence[ServerId],
+        now: HeadList,
         roster: Roster,
         log: bytes,
-        quorum: int,
         is_genuine: Callable[[HeadRecord], bool] | None = None,
     ) -> None:
-        """`quorum`: W, the number of servers that have every record that counts. `is_genuine`: whether a
-        record was signed by who may write this log; without it all are taken for genuine."""
+        """`is_genuine`: whether a record was signed by who may write this log; without it all are taken for
+        genuine."""
         self._clients = clients
-        self.servers = tuple(servers)
         self._roster = roster
         self._log = log
-        self._seeing = len(self.servers) - quorum + 1
-        """So many answers show every record that W servers have."""
+        self.now = now
+        self.leaving: HeadList | None = None
         self._is_genuine = is_genuine
         self._health = HealthBook(HEAD_HEALTH)
         self.lied: dict[ServerId, int] = {}
         """Forged records, by the server that showed them."""
 
-    async def claim(self, claim: HeadClaim, wanted: int | None = None) -> Claim:
-        """Claim an epoch. Returns once every server answered or failed; with `wanted` answers (by default as
-        many as show the newest record), late ones are not waited for. One that shows a record which is not
-        genuine (it lies, or keeps what a successor wrote that was given up) is as good as failed."""
-        refused = 0
+    @property
+    def servers(self) -> tuple[ServerId, ...]:
+        """All that are asked."""
+        return tuple(dict.fromkeys(server for each in self.lists for server in each.servers))
 
-        async def ask(client: HeadClient) -> HeadRecord | bool | None:
-            nonlocal refused
+    @property
+    def lists(self) -> tuple[HeadList, ...]:
+        return (self.now,) if self.leaving is None else (self.now, self.leaving)
+
+    def use(self, now: HeadList, leaving: HeadList | None) -> None:
+        """From here on ask these."""
+        self.now, self.leaving = now, leaving
+
+    async def claim(self, claim: HeadClaim, *, patient: bool = False) -> Claim:
+        """Claim an epoch. Returns once every server answered or failed; late ones are not waited for when
+        enough have answered that the newest record is known, or `patient`: when a quorum has. One that shows
+        a record which is not genuine (it lies, or keeps what a successor wrote that was given up) is as good
+        as failed."""
+        refused: set[ServerId] = set()
+
+        async def ask(server: ServerId, client: HeadClient) -> HeadRecord | None:
             try:
                 _, _, newest = await client.head_claim(claim)
             except Conflict:
-                refused += 1
-                return False
+                refused.add(server)
+                return None
             if newest is not None and self._is_genuine is not None and not self._is_genuine(newest):
                 raise Corrupt(f"its head record {newest.epoch}.{newest.sequence} is forged")
             return newest
 
-        wanted = self._seeing if wanted is None else wanted
-        answers = await self._ask_all(ask, 0, "claiming the head log", punctual_after=wanted)
-        records = [answer for answer in answers if isinstance(answer, HeadRecord)]
+        until: Need = "quorum" if patient else "seeing"
+        answers = await self._ask_all(ask, "claiming the head log", "none", until=until)
+        records = [answer for answer in answers.values() if answer is not None]
         newest = max(records, key=lambda record: record.stamp, default=None)
-        return Claim(len(answers) - refused, refused, newest, records.count(newest) if newest else 0)
+        holders = {server for server, answer in answers.items() if newest is not None and answer == newest}
+        promised = answers.keys() - refused
+        return Claim(
+            promised=frozenset(promised),
+            refused=len(refused),
+            newest=newest,
+            holders=len(holders),
+            has_quorum=self._are("quorum", promised),
+            is_heard=self._are("seeing", answers),
+            is_kept=self._are("quorum", holders),
+        )
 
     async def look(self) -> list[HeadStanding]:
         """How the log stands on every server that answers and has it."""
 
-        async def ask(client: HeadClient) -> HeadStanding | None:
+        async def ask(_: ServerId, client: HeadClient) -> HeadStanding | None:
             return await client.head_look(self._log)
 
-        answers = await self._ask_all(ask, 0, "reading the head log", punctual_after=self._seeing)
-        return [answer for answer in answers if answer is not None]
+        answers = await self._ask_all(ask, "reading the head log", "none", until="seeing")
+        return [answer for answer in answers.values() if answer is not None]
 
-    async def records(self, enough: int = 0) -> list[HeadRecord]:
+    async def records(self, *, surely: bool = False) -> list[HeadRecord]:
         """Every record that the servers which answer keep, each once, oldest first.
 
-        Every record that W servers have is among them, where so many answer that it can be. Raises
-        NotEnoughServers if fewer than `enough` answer.
+        surely: raises NotEnoughServers where too few answer for every record that a quorum has to be there.
         """
 
-        async def ask(client: HeadClient) -> list[HeadRecord]:
+        async def ask(_: ServerId, client: HeadClient) -> list[HeadRecord]:
             return await client.head_read(self._log, None, LOG_BYTES_MAX)
 
-        answers = await self._ask_all(ask, enough, "reading the head log", punctual_after=self._seeing)
-        found = {record.record_hash(): record for records in answers for record in records}
+        what = "reading the head log"
+        answers = await self._ask_all(ask, what, "seeing" if surely else "none", until="seeing")
+        found = {record.record_hash(): record for records in answers.values() for record in records}
         return sorted(found.values(), key=lambda record: record.stamp)
 
-    async def append(self, record: HeadRecord, quorum: int) -> None:
-        """Store a record on `quorum` servers. Raises Conflict if too few took it and any says that another
+    async def news(self, after: tuple[int, int] | None) -> News:
+        """What the servers that answer have behind the stamp `after`."""
+
+        async def ask(_: ServerId, client: HeadClient) -> list[HeadRecord]:
+            return await client.head_read(self._log, after, LOG_BYTES_MAX)
+
+        answers = await self._ask_all(ask, "reading the head log", "none", until="quorum")
+        holders: dict[HeadRecord, set[ServerId]] = {}
+        is_strange = False
+        for server, records in answers.items():
+            for record in records:
+                if self._is_genuine is not None and not self._is_genuine(record):
+                    is_strange = True
+                else:
+                    holders.setdefault(record, set()).add(server)
+        newest_first = sorted(holders, key=lambda record: record.stamp, reverse=True)
+        kept = next((each for each in newest_first if self._are("quorum", holders[each])), None)
+        return News(answers.keys(), newest_first[0] if newest_first else None, kept, is_strange)
+
+    async def append(self, record: HeadRecord) -> None:
+        """Store a record on a quorum of servers. Raises Conflict if too few took it and any says that another
         epoch is promised there, else NotEnoughServers (it may be on some). One that is behind is no veto."""
 
-        async def ask(client: HeadClient) -> None:
+        async def ask(_: ServerId, client: HeadClient) -> None:
             await client.head_append(self._log, record)
 
-        await self._ask_all(ask, quorum, f"head record {record.epoch}.{record.sequence}")
+        await self._ask_all(ask, f"head record {record.epoch}.{record.sequence}", "quorum")
 
     async def trim(self, before: tuple[int, int], signature: bytes) -> None:
         """Let the servers drop their records before this stamp; failures and late ones do not matter."""
 
-        async def ask(client: HeadClient) -> None:
+        async def ask(_: ServerId, client: HeadClient) -> None:
             await client.head_trim(self._log, before, signature)
 
-        await self._ask_all(ask, 0, "trimming the head log", punctual_after=0)
+        await self._ask_all(ask, "trimming the head log", "none", until="none")
+
+    def require(
+        self, need: Need, servers: Collection[ServerId], what: str, failed: Sequence[str] = ()
+    ) -> None:
+        """Raise NotEnoughServers, for `what`, where these are not so many of each list."""
+        for each in self.lists:
+            if each.count(servers) < each.needed(need):
+                raise NotEnoughServers(what, each.count(servers), each.needed(need), failed)
+
+    def _are(self, need: Need, servers: Collection[ServerId]) -> bool:
+        return all(each.count(servers) >= each.needed(need) for each in self.lists)
 
     async def _ask_all(
         self,
-        ask: Callable[[HeadClient], Awaitable[T]],
-        enough: int,
+        ask: Callable[[ServerId, HeadClient], Awaitable[T]],
         what: str,
+        enough: Need,
         *,
-        punctual_after: int | None = None,
-    ) -> list[T]:
-        """Ask every server at once; stop waiting when `enough` answered.
+        until: Need | None = None,
+    ) -> dict[ServerId, T]:
+        """Ask every server at once; stop waiting when `enough` answered, and raise if fewer did.
 
-        punctual_after: wait for all, but once so many answered no longer for those that are late.
+        until: wait for all, but once so many answered no longer for those that are late.
         """
-        answers: list[T] = []
-        failed: list[str] = []
+        answers: dict[ServerId, T] = {}
+        failed: dict[ServerId, str] = {}
         conflicts: list[Conflict] = []
         began = trio.current_time()
-        open_until = {server: began + self._patience_s(server, began) for server in self.servers}
+        servers = dict.fromkeys(self.servers).keys()
+        open_until = {server: began + self._patience_s(server, began) for server in servers}
 
         def look() -> None:
             """Move the end of the waiting, where that is known now."""
-            if punctual_after is None:
-                if len(answers) >= enough:
+            if until is None:
+                if self._are(enough, answers):
                     nursery.cancel_scope.cancel()
-            elif len(answers) >= punctual_after:
+            elif self._are(until, answers):
                 # At least as long again, so that distance alone makes nobody late.
                 again = 2 * trio.current_time() - began if answers else began
                 nursery.cancel_scope.deadline = max(again, *open_until.values()) if open_until else again
-
-        def end_if_hopeless() -> None:
-            if conflicts and len(self.servers) - len(conflicts) - len(failed) < enough:
+            if conflicts and not self._are(enough, servers - failed.keys()):
                 nursery.cancel_scope.cancel()
 
         async def one(server: ServerId) -> None:
             client = self._clients.get(server)
             if client is None:
-                failed.append(f"{self._roster.name(server)} is not in the servers file")
+                failed[server] = f"{self._roster.name(server)} is not in the servers file"
                 del open_until[server]
                 return
             try:
-                answers.append(await ask(client))
+                answers[server] = await ask(server, client)
             except Conflict as error:
                 conflicts.append(error)
-                end_if_hopeless()
+                failed[server] = str(error)
             except StorageError as error:
-                failed.append(f"{self._roster.name(server)}: {error}")
+                failed[server] = f"{self._roster.name(server)}: {error}"
                 if isinstance(error, Corrupt):
                     logger.warning("%s: %s", self._roster.name(server), error)
                     self.lied[server] = self.lied.get(server, 0) + 1
                 self._health.failed(server, trio.current_time())
-                end_if_hopeless()
             else:
                 waited_s = trio.current_time() - began
                 in_time = trio.current_time() <= open_until[server]
@@ -209,14 +283,14 @@ class HeadServers:
             look()
 
         async with trio.open_nursery() as nursery:
-            for server in self.servers:
+            for server in servers:
                 nursery.start_soon(one, server)
             look()
-        if len(answers) < enough:
+        if not self._are(enough, answers):
             if conflicts:
                 raise conflicts[0]
-            raise NotEnoughServers(what, len(answers), enough, failed)
-        if punctual_after is not None:
+            self.require(enough, answers, what, list(failed.values()))
+        if until is not None:
             for server in open_until:
                 self._health.overtaken(server, 0, began, trio.current_time())
         return answers

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from blake3 import blake3
 
 from gridfs.grid.roster import Roster, Server, ServerId
-from storage.format.share import BLOCK_SIZE, Geometry
+from storage.format.share import Geometry
 
 _CONTEXT = "gridfs 2026 placement"
 _PRECISION = 53
@@ -64,16 +64,6 @@ def happiness(geometry: Geometry, holders: Mapping[int, ServerId]) -> int:
             break
         lost += 1
     return geometry.k + lost
-
-
-def servers_needed(k: int, n: int, happy: int, shares_per_server: int = 1) -> int:
-    """The least number of servers with which `happy` can be reached. ValueError if none suffices."""
-    geometry = Geometry(k, n, k * BLOCK_SIZE)
-    for count in range(1, n + 1):
-        servers = [index.to_bytes(4, "big") for index in range(count)]
-        if happiness(geometry, assign(geometry, servers, shares_per_server)) >= happy:
-            return count
-    raise ValueError(f"happy={happy} cannot be reached with k={k} n={n}")
 
 
 def preferred(servers: Iterable[ServerId], demoted: Iterable[ServerId]) -> list[ServerId]:

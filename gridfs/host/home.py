@@ -100,6 +100,15 @@ class Home:
         return self.folder / "key"
 
     @property
+    def read_key_path(self) -> Path:
+        """In the place of a key file where a file system is only read."""
+        return self.folder / "read-key"
+
+    @property
+    def is_follower(self) -> bool:
+        return self.read_key_path.exists()
+
+    @property
     def database_path(self) -> str:
         return str(self.folder / "meta.sqlite")
 

@@ -17,6 +17,7 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from gridfs.codec.headlist import HeadList
 from gridfs.meta.operations import Count, Hash, Inode, PackRecord
 from storage.errors import Corrupt, Refused
 
@@ -63,11 +64,8 @@ class Settings(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class HeadBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The body of one head log record."""
 
-    head_servers: list[Hash]
-    """Server ids that keep the head log, all of them."""
-    generation: Count
-    """Of that list; rises with each change."""
-    quorum: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    heads: HeadList
+    """Who keeps the head log."""
     after: Count
     """Operations begin behind this number: the last of the record before, or of the journal."""
     last: Count
@@ -90,6 +88,8 @@ class HeadBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Number of the last operation that it knows; journal packs up to there are needed no more."""
     earlier: list[Journaled] | None = None
     """What the newest journal pack names as earlier ones, for readers far away; None where it is too much."""
+    leaving: HeadList | None = None
+    """While the list of head servers changes: the one before, of which a quorum has this record as well."""
 
 
 class JournalBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -108,7 +108,10 @@ _journal = msgspec.msgpack.Decoder(JournalBody)
 
 
 def operations_max(head_servers: int, n: int) -> int:
-    """Bytes of operations and data, 16 an operation and 40 a piece counted besides, that fit into a body."""
+    """Bytes of operations and data, 16 an operation and 40 a piece counted besides, that fit into a body.
+
+    `head_servers`: how many it names, in all lists.
+    """
     return RECORD_BODY_MAX - _EARLIER_BYTES_MAX - _SERVER_SIZE * (head_servers + 2 * n)
 
 

@@ -79,17 +79,20 @@ class Metadata:
     """
 
     def __init__(self, database: apsw.Connection, sealer: Sealer) -> None:
+        self._sealer = sealer
+        self._use(database)
+
+    def _use(self, database: apsw.Connection) -> None:
         self._database = database
         self._state = State()
-        self._packs = Packs(database, self._state, sealer)
+        self._packs = Packs(database, self._state, self._sealer)
         self._bodies = Bodies(database, self._state, self._packs)
         self._tree = Tree(database)
         self._namespace = Namespace(database, self._state, self._tree, self._bodies)
         self._clones = Clones(database, self._state, self._tree, self._bodies, self._namespace)
         self._commits = Commits(self._packs, self._bodies, self._tree)
-        self._outbox = Outbox(database, sealer)
+        self._outbox = Outbox(database, self._sealer)
         self._checkpoints = Checkpoints(database)
-        self._sealer = sealer
         self._steps: list[Callable[[], object]] = []
         """Makes the open transaction once more, from the last commit on."""
         self._lacks_steps = False
@@ -145,6 +148,15 @@ class Metadata:
         except BaseException:
             database.close(True)
             raise
+
+    def switch(self, path: str, *, vfs: str | None = None) -> None:
+        """Go on with the database at `path`, like `open`; this one must be closed."""
+        self._use(schema.open_existing(path, vfs))
+
+    @_whole
+    def inodes(self) -> list[int]:
+        """Numbers of all inodes."""
+        return [ino for (ino,) in self._database.execute("SELECT ino FROM inode")]
 
     @_whole
     def close(self) -> None:

@@ -5,8 +5,8 @@ that could take a share, the pack is mended: k of its shares are read, the other
 is put, leased under the newest stamp. Then a Commit records the new places.
 
 A crash anywhere leaves the debt or pays it: a share that was put and not recorded is found by the next
-attempt, which asks before it sends. One pack at a time, and at most half of the time; class REPAIR on the
-wire, so everything else goes first.
+attempt, which asks before it sends. One pack at a time, with a rest after each; class REPAIR on the wire, so
+everything else goes first.
 
 Atomic between awaits: what a Commit says of a pack is read from the metadata in the same step.
 """
@@ -41,6 +41,9 @@ class DebtsConfig:
     """How often it is looked whether anything is owed and may be paid."""
     again_s: float = 30.0
     """What could not be paid is tried again after this long, even if no server came back."""
+    rest_s_max: float = 1.0
+    """After each pack there is a rest for as long as it took, but not for longer than this: a pack that took
+    long waited for servers."""
     window: int = 4000
     """Packs that are looked through in one step of the loop."""
 
@@ -99,9 +102,9 @@ class Debts:
                 await trio.sleep(self._config.every_s)
                 while self._is_due:
                     seen = self._answering()
-                    before = self._log.metadata.totals().missing_shares
+                    paid = self.statistics.paid
                     await self._walk(seen)
-                    if self._log.metadata.totals().missing_shares >= before:
+                    if self.statistics.paid == paid:
                         await self._until_somebody_is_back(seen)
 
     @property
@@ -126,7 +129,8 @@ class Debts:
             for ref in metadata.owing(after, after + window):
                 begin = trio.current_time()
                 if await self._pay(ref, answering):
-                    await trio.sleep(trio.current_time() - begin)
+                    took_s = trio.current_time() - begin
+                    await trio.sleep(min(took_s, self._config.rest_s_max))
                 if not self._is_due:
                     return
             after += window

@@ -53,6 +53,8 @@ def open_directory(disk: Disk, directory: str, server_id: bytes, volume_size_max
         opened = OpenDirectory(index, volumes, files)
         try:
             volumes.open()
+            positions = index.position()
+            volumes.settle(positions[0] if positions else Position(0, 0))
             _Recovery(opened).run()
             volumes.begin()
             index.complete(volumes.position)

@@ -71,6 +71,17 @@ class Volumes:
         finally:
             file.close()
 
+    def settle(self, followed: Position) -> None:
+        """Make durable what lies behind `followed`, up to where it is known to be: only the newest volume can
+        have such entries. Before anybody counts on them. Raises OSError."""
+        if self.sizes:
+            newest = max(self.sizes)
+            volume = AppendFile.open(self._disk, self.path(newest), MAGIC)
+            try:
+                volume.settle(followed.offset if followed.volume == newest else FILE_HEADER_SIZE)
+            finally:
+                volume.close()
+
     def begin(self) -> None:
         """Append to the newest volume from now on; the first is made where there is none. Raises OSError."""
         if self.sizes:

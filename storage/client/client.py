@@ -10,6 +10,7 @@ makes the next attempt come soon.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -55,11 +56,15 @@ class StorageClient:
     @property
     def state(self) -> str:
         """ "idle" (not asked yet), "connecting", "connected", "unreachable: ..." or "refused: ..."."""
-        if self._connection is not None and not self._connection.has_failed:
+        connection = self._connection
+        if connection is not None and connection.is_greeted and not connection.has_failed:
             return "connected"
-        if self._failure is not None:
-            word = "refused" if isinstance(self._failure, Refused) else "unreachable"
-            return f"{word}: {self._failure}"
+        failure = self._failure
+        if failure is None and connection is not None and not connection.is_greeted:
+            failure = connection.failure
+        if failure is not None:
+            word = "refused" if isinstance(failure, Refused) else "unreachable"
+            return f"{word}: {failure}"
         return "connecting" if self._wanted.is_set() else "idle"
 
     def statistics(self) -> ClientStatistics:
@@ -75,16 +80,18 @@ class StorageClient:
             while True:
                 await self._wanted.wait()
                 opened_at = trio.current_time()
+                connection: Connection | None = None
                 try:
                     async with open_connection(
                         self.access, self._network, self._entropy, self._config, self._statistics
                     ) as connection:
                         opened_at = trio.current_time()
-                        self._report(connection, None)
-                        await connection.run()
+                        if self._failure is None:
+                            self._report(connection, None)  # reading need not wait for the hello
+                        await connection.run(partial(self._report, connection, None))
                 except StorageError as error:
                     failure = error
-                lost = self._connection is not None
+                lost = connection is not None and connection.is_greeted
                 if lost and trio.current_time() - opened_at >= self._config.settled_s:
                     # It worked and was lost: callers wait for one attempt that is made at once.
                     attempts = 0
@@ -189,7 +196,10 @@ class StorageClient:
                 break
             records += map(record_of, reply.records)
             after = (records[-1].epoch, records[-1].sequence)
-            room -= sum(len(entry.payload) for entry in reply.records)
+            size = sum(len(entry.payload) for entry in reply.records)
+            if size < limit:
+                break  # a server goes on until it reaches the limit
+            room -= size
         return records
 
     async def head_trim(self, log: bytes, before: Stamp, signature: bytes) -> None:
@@ -243,6 +253,8 @@ class StorageClient:
             raise Refused(f"a request may carry {wire.PUT_SIZE_MAX} bytes, not {body_size}")
         try:
             connection = await self._connected(hurries)
+            if not wire.changes_nothing(request):
+                await connection.greeted()
             counters = self._statistics
             kind = wire.request_name(request)
             counters.requests[kind] = counters.requests.get(kind, 0) + 1

@@ -1,4 +1,4 @@
-"""One connection of a client after its hello: requests under way, their credits and their answers.
+"""One connection of a client: the end of its hello, requests under way, their credits and their answers.
 
 Two tasks, a receiver and a sender (`storage.transport.link`), and the callers of `ask`. Between awaits the
 table of requests is whole: a request is in it from the moment it is queued until its last frame has come,
@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from storage.client.credit import Credit
-from storage.client.records import QUEUE_FACTOR, ClientConfig
+from storage.client.greeting import Greeting
+from storage.client.records import QUEUE_FACTOR, ClientConfig, ClientStatistics
 from storage.errors import Refused, StorageError, Unavailable
 from storage.ports import Buffer, ByteStream
 from storage.transport.link import FrameReceiver, FrameSender, Outgoing
@@ -78,9 +79,21 @@ class _Pending:
 
 
 class Connection:
-    """An open connection after its hello."""
+    """An open connection. Until its hello is complete only requests that change nothing may be asked."""
 
-    def __init__(self, stream: ByteStream, receiver: FrameReceiver, config: ClientConfig) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        receiver: FrameReceiver,
+        config: ClientConfig,
+        greeting: Greeting,
+        statistics: ClientStatistics,
+    ) -> None:
+        self._greeting = greeting
+        self._statistics = statistics
+        self._greeted = trio.Event()
+        """The hello is complete, or the connection has failed."""
+        self._was_greeted = False
         self._stream = stream
         self._receiver = receiver
         self._config = config
@@ -100,15 +113,32 @@ class Connection:
         return self._failure is not None
 
     @property
+    def failure(self) -> StorageError | None:
+        """Why it has failed."""
+        return self._failure
+
+    @property
     def pending(self) -> int:
         """Requests whose last frame has not come."""
         return len(self._pending)
 
-    async def run(self) -> None:
-        """Send and receive until it fails, then raise why (Unavailable, or Refused for a broken protocol)."""
+    @property
+    def is_greeted(self) -> bool:
+        """Whether the hello was completed."""
+        return self._was_greeted
+
+    async def greeted(self) -> None:
+        """Wait for the end of the hello. Raises what the connection failed with before."""
+        await self._greeted.wait()
+        if self._failure is not None:
+            raise type(self._failure)(str(self._failure))
+
+    async def run(self, greeted: Callable[[], None] = lambda: None) -> None:
+        """Send and receive until it fails, then raise why: Unavailable, or Refused for a wrong pin, secret or
+        version. `greeted` is called when the hello is complete."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._guard, self._receive)
+                nursery.start_soon(self._guard, lambda: self._receive(greeted))
                 nursery.start_soon(self._guard, self._sender.run)
                 await self._failed.wait()
                 nursery.cancel_scope.cancel()
@@ -123,6 +153,7 @@ class Connection:
             return
         self._failure = error
         self._failed.set()
+        self._greeted.set()
         self._stream.close()
         for credit in (self._requests, self._bodies, self._replies):
             credit.close(error)
@@ -251,8 +282,30 @@ class Connection:
         except StorageError as error:
             self.fail(error)
 
-    async def _receive(self) -> None:
+    async def _greet(self) -> bool:
+        """Take the server's part of the hello, and end it."""
+        try:
+            with trio.fail_after(self._config.connect_s):
+                length = self._greeting.expect(await self._receiver.frame())
+                proof = self._greeting.answered(await self._receiver.message(length))
+        except trio.TooSlowError:
+            self.fail(Unavailable(f"{self._greeting.peer} does not complete the hello"))
+        except StorageError as error:
+            self.fail(error)
+        if self._failure is not None:
+            return False
+        self._sender.send_nowait(Outgoing(0, Traffic.HEAD, Kind.HELLO, proof))
+        self._statistics.connects += 1
+        self._heard = trio.current_time()
+        self._was_greeted = True
+        self._greeted.set()
+        return True
+
+    async def _receive(self, greeted: Callable[[], None]) -> None:
         receiver = self._receiver
+        if not await self._greet():
+            return
+        greeted()
         with trio.CancelScope() as scope:
             receiver.watch(scope)
             while True:

@@ -139,6 +139,7 @@ class HeadJournal:
                 self._create_empty()
                 return {}
             self._file = AppendFile.open(self._disk, self._path, MAGIC)
+            self._file.settle(FILE_HEADER_SIZE)
             return self._replay(self._file)
         except OSError as error:
             raise disk_error(error, f"open {self._path}") from error

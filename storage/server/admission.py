@@ -1,6 +1,13 @@
-"""The server's side of the hello: who proves an account's secret gets in, others get silence."""
+"""The server's side of the hello: who proves an account's secret gets in, others get silence.
+
+`admit` takes the client's first message, which proves the secret already, and answers it; the `Guest` knows
+what the last one must be, which shows that the first was not a repeated one. Until that has come the session
+takes only requests that change nothing, so that a client can send such ones right behind its first message.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import trio
 
@@ -9,6 +16,20 @@ from storage.ports import ByteStream, Disk, Entropy
 from storage.transport.link import FrameReceiver
 from storage.wire import hello
 from storage.wire.frames import Kind, Traffic, encode_frame
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A peer whose first message proved an account's secret."""
+
+    account: Account
+    opening: hello.ClientHello
+    nonce: bytes
+    """The server's."""
+
+    def proves(self, payload: bytes) -> bool:
+        """Whether this is the last message of the hello."""
+        return hello.is_proof(self.account.secret, self.opening, self.nonce, payload)
 
 
 class Admission:
@@ -20,8 +41,8 @@ class Admission:
         self._directory = directory
         self._entropy = entropy
 
-    async def admit(self, stream: ByteStream, receiver: FrameReceiver, deadline_s: float) -> Account | None:
-        """Complete the hello. None where the peer is nobody or too slow: then the caller closes, silently.
+    async def admit(self, stream: ByteStream, receiver: FrameReceiver, deadline_s: float) -> Guest | None:
+        """Begin the hello. None where the peer is nobody or too slow: then the caller closes, silently.
 
         Raises Unavailable where the peer is gone, Refused where it sends no frames.
         """
@@ -29,7 +50,7 @@ class Admission:
             return await self._admit(stream, receiver)
         return None
 
-    async def _admit(self, stream: ByteStream, receiver: FrameReceiver) -> Account | None:
+    async def _admit(self, stream: ByteStream, receiver: FrameReceiver) -> Guest | None:
         payload = await _receive(receiver)
         opening = hello.read_hello(payload) if payload is not None else None
         if opening is None:
@@ -43,12 +64,7 @@ class Admission:
             opening, account.secret, self._identity.server_id, nonce, signature, account.rights
         )
         await stream.send_all([encode_frame(len(payload), Kind.HELLO, Traffic.HEAD, 0), payload])
-        if not reply.version:
-            return None
-        proof = await _receive(receiver)
-        if proof is None or not hello.is_proof(account.secret, opening, nonce, proof):
-            return None
-        return account
+        return Guest(account, opening, nonce) if reply.version else None
 
 
 async def _receive(receiver: FrameReceiver) -> bytes | None:

@@ -104,18 +104,22 @@ async def _serve_connection(
         return
     receiver = FrameReceiver(stream, config.stall_s)
     statistics.strangers += 1
-    account = None
-    try:
-        account = await admission.admit(stream, receiver, config.hello_s)
-    finally:
+    is_known = False
+
+    def known() -> None:
+        nonlocal is_known
+        is_known = True
         statistics.strangers -= 1
-        if account is None:
-            statistics.turned_away += 1
-    if account is None:
-        log.info("a connection was closed: its hello failed")
-        return
-    statistics.connections += 1
+        statistics.connections += 1
+
     try:
-        await Session(stream, receiver, account, service, config, statistics, pages).run()
+        guest = await admission.admit(stream, receiver, config.hello_s)
+        if guest is not None:
+            await Session(stream, receiver, guest, known, service, config, statistics, pages).run()
     finally:
-        statistics.connections -= 1
+        if is_known:
+            statistics.connections -= 1
+        else:
+            statistics.strangers -= 1
+            statistics.turned_away += 1
+            log.info("a connection was closed: its hello failed")

@@ -1,4 +1,4 @@
-"""One connection of a server after its hello: requests come in, answers go out, credits are kept.
+"""One connection of a server: its hello's end, requests come in, answers go out, credits are kept.
 
 The receiver never waits for a send, for the disk or for memory: it queues answers, starts tasks, and refuses
 what does not fit. Between awaits the table of requests is whole: a request is in `_active` from its REQUEST
@@ -14,14 +14,15 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from storage.errors import Refused, StorageError, Unavailable
-from storage.identity import Account
 from storage.pages import PagePool
 from storage.ports import ByteStream
 from storage.putbody import PutBody
 from storage.readplan import ReadPlan
+from storage.server.admission import Guest
 from storage.server.config import ServerConfig, ServerStatistics
 from storage.service import COPIED_SIZE_MAX, Service
 from storage.transport.link import FrameReceiver, FrameSender, Outgoing
+from storage.wire import hello
 from storage.wire import messages as wire
 from storage.wire.frames import Frame, Kind, Traffic
 
@@ -66,15 +67,20 @@ class Session:
         self,
         stream: ByteStream,
         receiver: FrameReceiver,
-        account: Account,
+        guest: Guest,
+        known: Callable[[], None],
         service: Service,
         config: ServerConfig,
         statistics: ServerStatistics,
         pages: PagePool,
     ) -> None:
+        """`known` is called when the guest has completed the hello."""
+        self._guest = guest
+        self._known = known
+        self._proved = trio.Event()
         self._pages = pages
         self._receiver = receiver
-        self._account = account
+        self._account = guest.account
         self._service = service
         self._config = config
         self._statistics = statistics
@@ -92,6 +98,7 @@ class Session:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._guard, self._sender.run, nursery.cancel_scope)
+                nursery.start_soon(self._expect_proof, nursery.cancel_scope)
                 await self._guard(lambda: self._receive(nursery), nursery.cancel_scope)
         finally:
             for active in self._active.values():
@@ -106,6 +113,13 @@ class Session:
         except StorageError as error:
             self._ended_by = self._ended_by or error
         scope.cancel()
+
+    async def _expect_proof(self, scope: trio.CancelScope) -> None:
+        with trio.move_on_after(self._config.hello_s):
+            await self._proved.wait()
+        if not self._proved.is_set():
+            self._ended_by = self._ended_by or Unavailable("the peer does not complete the hello")
+            scope.cancel()
 
     async def _receive(self, nursery: trio.Nursery) -> None:
         receiver = self._receiver
@@ -122,9 +136,17 @@ class Session:
                     self._open(frame, await receiver.message(frame.length), nursery)
                 elif frame.kind is Kind.CANCEL and not frame.length:
                     self._cancel(frame.request)
+                elif frame.kind is Kind.HELLO and frame.length <= hello.HELLO_SIZE_MAX:
+                    self._complete_hello(await receiver.message(frame.length))
                 else:
                     raise Refused("an unexpected frame")
         raise Unavailable("the peer stopped in the middle of a frame or body")
+
+    def _complete_hello(self, proof: bytes) -> None:
+        if self._proved.is_set() or not self._guest.proves(proof):
+            raise Refused("a wrong proof, or another one")
+        self._proved.set()
+        self._known()
 
     def _open(self, frame: Frame, payload: bytes, nursery: trio.Nursery) -> None:
         """A new request. Raises Refused where the peer breaks the protocol or exceeds its credits."""
@@ -133,6 +155,8 @@ class Session:
             raise Refused("a request number that is in use")
         self._newest = max(self._newest, frame.request)
         request = wire.decode_request(payload)
+        if not self._proved.is_set() and not wire.changes_nothing(request):
+            raise Refused("a change was asked for before the hello was complete")
         if len(self._active) >= SLACK * wire.REQUESTS_WINDOW:
             raise Refused("more requests than its window allows")
         counts = self._statistics.requests

@@ -351,6 +351,11 @@ _NAMES: dict[type[Request], str] = {
 }
 
 
+def changes_nothing(request: Request) -> bool:
+    """Whether a request only reads. Such may be sent before the hello is complete."""
+    return isinstance(request, Readv | HeadRead | HeadLook | Info | Leased)
+
+
 def request_name(request: Request) -> str:
     """The kind of a request, for counters and messages."""
     return _NAMES[type(request)]

@@ -23,7 +23,7 @@ MASTER = bytes(range(32))
 
 def test_all_keys_of_the_tree_differ_and_a_follower_has_no_more_than_the_read_key() -> None:
     tree = KeyTree(MASTER)
-    keys = [tree.read_key, tree.journal_key, tree.metadata_key, tree.convergence_secret]
+    keys = [tree.read_key, tree.journal_key, tree.convergence_secret]
     keys += [tree.local_key, tree.signing_seed, tree.verifying_key, MASTER]
     assert len(set(keys)) == len(keys)
     assert tree.reading.journal_key == tree.journal_key
@@ -109,7 +109,6 @@ def test_golden_vectors() -> None:
     assert tree.convergence_secret.hex() == "573a1efe0225f17c4b6412efe0ed09a9dd35d9b181164068ab29d3b9f0b26997"
     assert tree.local_key.hex() == "cf1dda5d07bb9c30166716beb38e5dc3037af2a906b0611a605fee4cb4a46814"
     assert tree.journal_key.hex() == "459b56aa5c1af3eed595f7c24360c3335bf07cc5ecdf77a4d0cd55939561b814"
-    assert tree.metadata_key.hex() == "3ccd1b92c1456dde1acde2f8a69a9ea2733af665bcccf6bf86e14500ecbbf80f"
     assert tree.verifying_key.hex() == "8bde90f0986c8b516132b1cf3f1449c78e1a86dd33ce50f13a3e425f4df9f4d0"
     assert RecoveryKey(MASTER).text() == (
         "gridfs-recovery-AAAQEAY-EAUDAOC-AJBIFQY-DIOB4IB-CEQTCQK-RMFYYDE-NBWHA5D-YPX4JKW"

@@ -37,7 +37,7 @@ def in_a_world(work: Work) -> None:
 def reader(parts: Parts, servers: Servers) -> tuple[HeadServers, History]:
     clients: Any = parts.clients
     keys = head_keys(servers.config, KEYS)
-    heads = HeadServers(clients, servers.config.head_servers, servers.roster, keys.log, servers.config.quorum)
+    heads = HeadServers(clients, servers.config.head_list, servers.roster, keys.log)
     return heads, History(heads, parts.downloader, keys)
 
 
@@ -142,11 +142,11 @@ def test_a_forged_or_missing_record_is_told() -> None:
             keys = head_keys(servers.config, KEYS)
             clients: Any = parts.clients
             config = servers.config
-            empty = HeadServers(clients, config.head_servers, servers.roster, bytes(32), config.quorum)
+            empty = HeadServers(clients, config.head_list, servers.roster, bytes(32))
             with pytest.raises(Corrupt, match="lacks the operations before 2"):
                 await History(empty, parts.downloader, keys).behind(newest, 0)
             alone = dict(list(clients.items())[:1])
-            away = HeadServers(alone, config.head_servers, servers.roster, keys.log, config.quorum)
+            away = HeadServers(alone, config.head_list, servers.roster, keys.log)
             with pytest.raises(NotEnoughServers, match="1 of the 2 servers"):
                 await History(away, parts.downloader, keys).behind(newest, 0)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from gridfs.files.spool import RECORD, SLOT_HEADER, Spool
+from gridfs.files.spool import Spool
+from gridfs.files.spoolformat import RECORD, SLOT_HEADER
 from gridfs.meta.operations import Drop, Write, decode, encode
 from storage.system import system_machine
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gridfs.grid.placement import assign, happiness, order, preferred, servers_needed
+from gridfs.grid.placement import assign, happiness, order, preferred
 from gridfs.grid.roster import Roster
 from storage.format.share import BLOCK_SIZE, Geometry
 from tests.grid.servers import make_roster, server_id
@@ -107,19 +107,6 @@ def test_with_one_share_a_server_happiness_is_the_number_of_servers() -> None:
     servers = [server_id(index) for index in range(6)]
     assert happiness(full, dict(enumerate(servers[:5]))) == 5
     assert happiness(small, {0: servers[0], 4: servers[1]}) == 5
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "happy", "per_server", "needed"),
-    [(4, 6, 5, 1, 5), (4, 6, 5, 2, 3), (4, 6, 4, 6, 1), (1, 1, 1, 1, 1), (60, 100, 80, 1, 80)],
-)
-def test_servers_needed(k: int, n: int, happy: int, per_server: int, needed: int) -> None:
-    assert servers_needed(k, n, happy, per_server) == needed
-
-
-def test_a_happy_out_of_reach_is_an_error() -> None:
-    with pytest.raises(ValueError, match="happy=7"):
-        servers_needed(4, 6, 7)
 
 
 def test_preferred_keeps_the_order_and_puts_the_demoted_last() -> None:

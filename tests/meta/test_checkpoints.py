@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +224,14 @@ def test_a_torn_checkpoint_is_refused(tmp_path: Path, driver: Driver) -> None:
     grid.store(driver)
     assert grid.root is not None
     part = grid.packs[grid.root.packs[0].pack_id][0]
-    for damaged in (part[:-1], b"\xc1", b"\x91\x92\x09\x90", b"\x91\x92\x00\x91\x91\x01"):
+    rubbish = (b"\xc1", b"\x91\x92\x09\x90", b"\x91\x92\x00\x91\x91\x01")
+    for damaged in (b"", part[:-1], part + b"x", b"y" + part[1:], *map(zlib.compress, rubbish), *rubbish):
         with pytest.raises(Corrupt):
             decode_part(damaged, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranges, "PART_BYTES_MAX", 10)
+        with pytest.raises(Corrupt, match="too long"):
+            decode_part(part, 0)
     with pytest.raises(Corrupt):
         decode_root(encode_root(grid.root)[:-1])
     fields = {name: getattr(grid.root, name) for name in grid.root.__struct_fields__}
@@ -243,5 +249,6 @@ def test_parts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "PART_BYTES", 1000)
     many = [[index, b"n" * 10, b"v" * 100] for index in range(100)]
     parts = list(encode_parts([(2, many[:60]), (3, []), (2, many[60:])]))
-    assert all(len(part) < 1200 for part in parts)
+    assert all(len(zlib.decompress(part)) < 1200 for part in parts)
+    assert all(len(part) < 100 for part in parts)
     assert [row for part in parts for _, found in decode_part(part, 0) for row in found] == many

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gridfs.codec.headlist import HeadList
 from gridfs.files.carrying import PIECE_COST
 from gridfs.meta.operations import Drop, encode
 from gridfs.meta.records import (
@@ -33,9 +34,7 @@ OPERATIONS = [(8, encode(Drop(2))), (11, encode(Drop(3)))]
 DATA = [CarriedData(2, 4096, 10, b"synced")]
 SETTINGS = Settings(b"f" * 16, 4, 6, 5, 1, b"r" * 32)
 BODY = HeadBody(
-    head_servers=SERVERS[:2],
-    generation=1,
-    quorum=2,
+    heads=HeadList(tuple(SERVERS[:2]), 2, 1),
     after=7,
     last=11,
     journal=pack_record(5, kind=1),
@@ -48,6 +47,7 @@ BODY = HeadBody(
     checkpoint=pack_record(6, kind=2),
     checkpointed=3,
     earlier=[Journaled(7, pack_record(4, kind=1))],
+    leaving=HeadList(tuple(SERVERS[:1]), 1, 0),
 )
 JOURNAL = JournalBody([Journaled(7, pack_record(4, kind=1))], 7, 11, OPERATIONS)
 PAYLOAD = seal_head(BODY, KEY, SALT, 3, 9)
@@ -87,10 +87,10 @@ def test_no_two_records_share_a_key_stream() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"quorum": 0},
-        {"quorum": 257},
+        {"heads": HeadList((b"s" * 32,), 0, 1)},
+        {"heads": HeadList((b"s" * 32,), 257, 1)},
         {"last": -1},
-        {"head_servers": [b"short"]},
+        {"heads": HeadList((b"short",), 1, 1)},
         {"data": [CarriedData(0, 0, 1, b"x")]},
         {"data": [CarriedData(1, -1, 1, b"x")]},
         {"checkpointed": -1},
@@ -110,18 +110,17 @@ def test_a_body_out_of_its_limits_is_corrupt(change: dict[str, object]) -> None:
 @pytest.mark.parametrize(("servers", "n"), [(1, 1), (6, 6), (159, 100), (256, 256)])
 @pytest.mark.parametrize("operation_size", [1, 30, 1000, 12_000])
 @pytest.mark.parametrize("data_size", [0, 1, 5000])
+@pytest.mark.parametrize("leaving", [0, 6])
 def test_the_largest_record_fits_the_head_log(
-    servers: int, n: int, operation_size: int, data_size: int
+    servers: int, n: int, operation_size: int, data_size: int, leaving: int
 ) -> None:
-    room = operations_max(servers, n)
+    room = operations_max(servers + leaving, n)
     pieces = room // 2 // (data_size + PIECE_COST) if data_size else 0
     count = (room - pieces * (data_size + PIECE_COST)) // (operation_size + 16)
     assert count
     pack = pack_record(1, k=1, n=n, kind=1, places=[bytes(32)] * n, missing=list(range(n)))
     body = HeadBody(
-        head_servers=[bytes(32)] * servers,
-        generation=2**60,
-        quorum=256,
+        heads=HeadList((bytes(32),) * servers, 256, 2**60),
         after=2**60,
         last=2**60,
         journal=pack,
@@ -134,6 +133,7 @@ def test_the_largest_record_fits_the_head_log(
         checkpoint=pack,
         checkpointed=2**60,
         earlier=brief([Journaled(2**60, pack)] * (6 if n < 100 else 1)),
+        leaving=HeadList((bytes(32),) * leaving, 256, 2**60) if leaving else None,
     )
     assert len(seal_head(body, KEY, SALT, 2**60, 2**60)) <= PAYLOAD_MAX
 

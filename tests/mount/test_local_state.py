@@ -247,3 +247,47 @@ def test_a_destroyed_file_system_frees_its_bytes(make_file_system: MakeFileSyste
     assert sum(held_bytes(watcher)) > 8 * MIB
     doomed.command("destroy", "test", "--yes-destroy", "test")
     wait_until(lambda: held_bytes(watcher) == [0] * 6, "the servers hold nothing any more")
+
+
+def test_a_file_system_that_was_never_mounted_is_destroyed(
+    make_file_system: MakeFileSystem, alone: LocalGrid
+) -> None:
+    made = make_file_system(alone, mount=False)
+    assert listed(made)["test"]["left_bytes"] == 0
+    assert "is destroyed" in made.command("destroy", "test", "--yes-destroy", "test").stdout
+    assert not (made.home / "test").exists()
+
+
+def test_a_history_that_was_set_aside_is_listed_and_exported(
+    make_file_system: MakeFileSystem, six: LocalGrid, tmp_path: Path
+) -> None:
+    """The folder was restored from a copy, and went on from there; then the newer one is brought back."""
+    here = make_file_system()
+    (here.path / "folder").mkdir()
+    (here.path / "folder" / "file").write_bytes(content("first", MIB))
+    here.umount()
+    folder = here.home / "test"
+    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("control.sock"))
+    here.mount()
+    for number in range(3):
+        six.kill(number)
+    (here.path / "folder" / "late").write_bytes(content("late", 300_000))
+    here.kill_daemon()
+    here.command("umount", here.path)
+    folder.rename(tmp_path / "newer")
+    six.up()
+    (tmp_path / "copy").rename(folder)
+    here.mount()
+    (here.path / "elsewhere").write_bytes(b"went on")
+    here.umount()
+    shutil.rmtree(folder)
+    (tmp_path / "newer").rename(folder)
+    here.mount()
+    assert sorted(path.name for path in here.path.iterdir()) == ["elsewhere", "folder"]
+    here.umount()
+    assert "slots of the spool and 1 databases set aside" in here.command("list").stdout
+    assert_one_line(here.command("forget", "test", good=(FAILED,)), "set aside", "gridfs spool export")
+    here.command("spool", "export", "test", tmp_path / "out")
+    line = manifest(tmp_path / "out")["folder/late"]
+    assert (tmp_path / "out" / line["stored"]).read_bytes() == content("late", 300_000)
+    here.command("forget", "test", "--force")

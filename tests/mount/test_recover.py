@@ -194,6 +194,33 @@ def test_with_too_few_head_servers_somebody_must_decide(
     assert (elsewhere.machine.path / "more").read_bytes() == b"goes on"
 
 
+def test_head_servers_that_are_gone_for_good_are_given_up(
+    make_grid: Callable[..., LocalGrid],
+    make_file_system: MakeFileSystem,
+    tmp_path: Path,
+    machines: list[MountedFileSystem],
+) -> None:
+    """The newest record is certain, and yet too few head servers are left to write another."""
+    grid = make_grid(servers=4)
+    lost = make_file_system(grid, FileSystemShape(k=1, n=4, happy=2))
+    (lost.path / "file").write_bytes(b"content" * 1000)
+    lost.umount()
+    for number in (0, 2):
+        grid.kill(number)
+    elsewhere = Elsewhere(lost, tmp_path / "elsewhere", machines)
+    done = elsewhere.recover(good=(EXIT["unreachable"],))
+    assert_one_line(done, "3 head servers are needed, and 2 answer", "--accept-older", "silent: server 1")
+    assert os.listdir(elsewhere.machine.home) == []
+    assert "recovered" in elsewhere.recover("--accept-older").stdout
+    elsewhere.machine.mount()
+    assert (elsewhere.machine.path / "file").read_bytes() == b"content" * 1000
+    sync_file(elsewhere.machine.path / "more", b"goes on")
+    grid.up()
+    assert_one_line(lost.command("mount", "test", lost.path, good=(EXIT["locked"],)), "another client")
+    elsewhere.machine.remount()
+    assert (elsewhere.machine.path / "more").read_bytes() == b"goes on"
+
+
 @pytest.mark.parametrize(
     ("key", "code", "words"),
     [

@@ -61,13 +61,18 @@ class Servers:
 
 
 async def start_servers(
-    world: World, k: int = 4, n: int = 6, happy: int = 5, program: Program = server_program
+    world: World,
+    k: int = 4,
+    n: int = 6,
+    happy: int = 5,
+    program: Program = server_program,
+    prefix: str = "s",
 ) -> Servers:
     """`n` real servers on machines of their own, all of them head servers."""
     nodes, listed = [], []
     started = {}
     for index in range(n):
-        node = world.add(f"s{index}")
+        node = world.add(f"{prefix}{index}")
         make_durably(world, node, DIRECTORY)
         running = started[node.name] = await world.start(node, program)
         assert node.machine is not None

@@ -141,6 +141,34 @@ def test_a_kill_at_any_step_leaves_a_debt_or_pays_it() -> None:
         assert strike > 8
 
 
+def test_debts_that_arise_while_others_are_paid_follow_at_once() -> None:
+    """A server hangs for so short a time that nobody but the uploads notices."""
+
+    async def scenario(world: World) -> None:
+        servers = await start_servers(world)
+        client = Client(world, servers)
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            await trio.sleep(1)
+            hung = servers.nodes[3].name
+            world.fabric.partition(hung, "client")
+            world.fabric.partition("client", hung)
+            await Shell(parts).write("big", content("big"))
+            await Shell(parts).files.sync()
+            first = owed(parts)
+            await trio.sleep(1.5)
+            await Shell(parts).write("other", content("other"))
+            await Shell(parts).files.sync()
+            assert owed(parts) > first > 0
+            world.fabric.heal()
+            await until_paid(parts, 10)
+
+        await client.session(work)
+
+    run_world(1, scenario)
+
+
 def test_servers_that_die_while_debts_are_paid_cost_nothing() -> None:
     async def scenario(world: World) -> None:
         client, servers = await with_debts(world, 1)

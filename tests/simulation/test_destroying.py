@@ -10,8 +10,8 @@ import trio
 
 from gridfs.assembly import Parts, head_keys
 from gridfs.destroying import Released, own, release
+from gridfs.files.claiming import TakenOver
 from gridfs.files.headstate import HeadState, load_head_state
-from gridfs.files.journal import TakenOver
 from gridfs.grid.errors import NotEnoughServers
 from storage.client import StorageClient
 from storage.ports import Machine

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from gridfs.assembly import Parts
-from gridfs.files.journal import TakenOver
+from gridfs.files.claiming import TakenOver
 from gridfs.grid.errors import NotEnoughServers
 from storage.errors import Unavailable
 from tests.simulation.filesystem import HOME, OPTIONS, SPOOL, Client, Servers, Shell, gauges, start_servers

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import trio
 
-from gridfs.assembly import MountOptions, Parts, head_keys, open_filesystem
+from gridfs.assembly import MountOptions, Parts, connected, head_keys, open_filesystem
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
 from gridfs.exits import CommandError, sole
-from gridfs.files import journal
-from gridfs.files.journal import ShutOut, TakenOver
+from gridfs.files import checkpointing, journal
+from gridfs.files.claiming import ShutOut, TakenOver
 from gridfs.grid.errors import GridError, NotEnoughServers
 from gridfs.grid.heads import HeadServers
+from gridfs.grid.roster import Roster
 from gridfs.recovering import Rebuilt, find, plan, rebuild
 from storage.client import StorageClient
 from storage.errors import StorageError, Unavailable
@@ -70,7 +71,11 @@ class Stage:
     machines: int = 0
 
     async def recover(
-        self, *, new_keys: bool = False, strike: Callable[[Computer], None] = lambda machine: None
+        self,
+        *,
+        new_keys: bool = False,
+        gives_up: bool = False,
+        strike: Callable[[Computer], None] = lambda machine: None,
     ) -> Computer | None:
         """Recover on a machine that has nothing; None if it died before it was done.
 
@@ -86,14 +91,22 @@ class Stage:
             task_status.started()
             try:
                 machine.disk.make_directory(HOME)
-                found, silent = await find(machine, self.servers.roster, RECOVERY)
-                if found is None:
-                    raise Unavailable(f"{len(silent)} servers are silent")
-                decided = plan(
-                    found, silent, self.servers.roster, RECOVERY, machine.entropy, new_keys=new_keys
-                )
-                made.config, made.tree = decided.config, decided.tree
-                rebuilt = await rebuild(machine, decided, self.servers.roster, DATABASE, SPOOL)
+                roster = self.servers.roster
+                async with connected(machine, roster) as clients:
+                    found, silent = await find(clients, RECOVERY)
+                    if found is None:
+                        raise Unavailable(f"{len(silent)} servers are silent")
+                    decided = plan(
+                        found,
+                        silent,
+                        roster,
+                        RECOVERY,
+                        machine.entropy,
+                        new_keys=new_keys,
+                        gives_up=gives_up,
+                    )
+                    made.config, made.tree = decided.config, decided.tree
+                    rebuilt = await rebuild(machine, clients, found, decided, roster, DATABASE, SPOOL)
                 for directory in (HOME, "/home", "/"):
                     machine.disk.sync_directory(directory)
                 done.append(rebuilt)
@@ -484,6 +497,46 @@ def test_recoveries_at_once_end_with_one_owner(monkeypatch: pytest.MonkeyPatch, 
     staged(seed, monkeypatch, story)
 
 
+@pytest.mark.parametrize("checkpoints", [0, 1])
+def test_what_the_old_machine_writes_during_a_recovery_is_there(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: int
+) -> None:
+    """Between the look and the claim: what was read ahead of an older record is of no use, and not used."""
+    monkeypatch.setattr(journal, "GATHER_BYTES", 4000)
+    monkeypatch.setattr(checkpointing, "JOURNAL_PACKS_MAX", 2)
+
+    async def story(stage: Stage) -> None:
+        async with stage.old.mounted() as parts:
+            shell = Shell(parts)
+            await shell.write("before", b"b" * 3000)
+            await shell.fsync("before")
+            new = Computer(stage.world, stage.servers, "new")
+            machine = stage.world.boot(new.node)
+            machine.disk.make_directory(HOME)
+            roster = stage.servers.roster
+            async with connected(machine, roster) as clients:
+                found, silent = await find(clients, RECOVERY)
+                assert found is not None
+                for number in range(3 + 200 * checkpoints):
+                    name = f"during-{number}-{'x' * 60}"
+                    await shell.write(name, b"%d" % number)
+                    await shell.fsync(name)
+                    if checkpoints and parts.checkpointer.count:
+                        break
+                assert parts.checkpointer.count == checkpoints
+                expected = await shell.tree()
+                decided = plan(found, silent, roster, RECOVERY, machine.entropy)
+                new.config, new.tree = decided.config, decided.tree
+                await rebuild(machine, clients, found, decided, roster, DATABASE, SPOOL)
+            stage.world.kill(new.node)
+            await shell.write("too late", b"l")
+            with pytest.raises(Exception, match="another client"):
+                await shell.fsync("too late")
+        assert await new.session(look) == expected
+
+    staged(5, monkeypatch, story)
+
+
 # ---- who answers ------------------------------------------------------------------------------------
 
 
@@ -495,13 +548,14 @@ def test_a_newest_record_is_sure_with_enough_answers(monkeypatch: pytest.MonkeyP
         for node in stage.servers.nodes[:down]:
             stage.world.kill(node)
         machine = stage.world.boot(stage.world.add("looker"))
-        found, silent = await find(machine, stage.servers.roster, RECOVERY)
+        async with connected(machine, stage.servers.roster) as clients:
+            found, silent = await find(clients, RECOVERY)
         assert len(silent) == down
         if down == 6:
             assert found is None
             return
         assert found is not None
-        assert (found.heard, found.needed) == (6 - down, 2)
+        assert (found.lacking("seeing") is None) == (down < 5)
         assert found.body.settings.k == 4
         if down < 5:
             plan(found, silent, stage.servers.roster, RECOVERY, machine.entropy)
@@ -512,10 +566,43 @@ def test_a_newest_record_is_sure_with_enough_answers(monkeypatch: pytest.MonkeyP
     staged(down, monkeypatch, story)
 
 
+def test_head_servers_that_are_gone_for_good_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of six: the newest record is certain, but the other four are no quorum. Two new servers help."""
+
+    async def story(stage: Stage) -> None:
+        fresh = await start_servers(stage.world, prefix="t")
+        for node in stage.servers.nodes[:2]:
+            stage.world.kill(node)
+        servers = (*stage.servers.roster.servers, *fresh.roster.servers[:2])
+        numbered = [dataclasses.replace(server, index=index) for index, server in enumerate(servers)]
+        roster = Roster(tuple(numbered))
+        stage.servers = dataclasses.replace(stage.servers, roster=roster)
+        with pytest.raises(NotEnoughServers, match="4 of the 5"):
+            await stage.recover()
+        new = await stage.recover(gives_up=True)
+        assert new is not None
+        assert new.config.head_generation == 2
+        assert len(set(new.config.head_servers) & {server.server_id for server in servers[6:]}) == 2
+        assert await new.session(look) == stage.synced
+
+        async def go(parts: Parts) -> None:
+            await Shell(parts).write("on", b"and on")
+            await Shell(parts).fsync("on")
+
+        await new.session(go)
+        await stage.servers.restart(*stage.servers.nodes[:2])
+        with pytest.raises(TakenOver):
+            await stage.old.session(look, QUICK)
+        assert (await new.session(look) or {})["on"] == b"and on"
+
+    staged(9, monkeypatch, story)
+
+
 def test_a_stranger_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(stage: Stage) -> None:
         machine = stage.world.boot(stage.world.add("looker"))
-        assert await find(machine, stage.servers.roster, RecoveryKey(bytes(32))) == (None, {})
+        async with connected(machine, stage.servers.roster) as clients:
+            assert await find(clients, RecoveryKey(bytes(32))) == (None, {})
 
     staged(1, monkeypatch, story)
 
@@ -536,7 +623,7 @@ def test_epochs_of_a_successor_are_above_any_that_the_old_machine_can_claim(
             for client in clients.values():
                 await nursery.start(client.run)
             config = stage.old.config
-            heads = HeadServers(clients, config.head_servers, stage.servers.roster, keys.log, config.quorum)
+            heads = HeadServers(clients, config.head_list, stage.servers.roster, keys.log)
             claim = await heads.claim(keys.claim((1 << EPOCH_BITS) - 1, b"t" * 16))
             assert claim.promises == 6
             nursery.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import random
@@ -15,11 +16,12 @@ import trio
 from gridfs.assembly import Parts
 from gridfs.exporting import Exported, export_spool
 from gridfs.files.leftover import Leftover, leftover
-from gridfs.files.salvage import merged
+from gridfs.files.salvage import Atlas, merged
+from gridfs.meta.rows import Entry
 from storage.ports import Disk
 from tests.simulation.filesystem import DATABASE, KEYS, OPTIONS, SPOOL, Client, Servers, Shell, start_servers
 from tests.simulation.machine import World, run_world
-from tests.simulation.test_filesystem_crash import go_on
+from tests.simulation.test_filesystem_crash import go_on, look
 
 OUT = "/out"
 QUICK = dataclasses.replace(OPTIONS, grid_timeout_s=5.0)
@@ -215,6 +217,93 @@ def test_slots_of_another_history_are_written_out_by_inode() -> None:
         assert (done.files, done.incomplete) == (0, 3)
 
     staged(story)
+
+
+def test_what_was_set_aside_with_its_metadata_is_written_out_under_its_paths() -> None:
+    """A copy of this folder went on elsewhere: then this one's own history is set aside, names and all."""
+
+    async def story(stage: Stage) -> None:
+        platter = stage.client.node.platter
+
+        async def begin(parts: Parts) -> None:
+            shell = Shell(parts)
+            shell.mkdir("folder")
+            await shell.write("folder/old", OLD)
+            shell.mkdir("docs")
+            await shell.write("docs/letter", b"first")
+            await shell.files.drain()
+
+        async def one_way(parts: Parts) -> None:
+            shell = Shell(parts)
+            stage.down()
+            await shell.write("folder/old", NEW, 100_000)
+            shell.mkdir("folder/more")
+            await shell.write("folder/more/new", b"n" * 10_000)
+            shell.rename("docs", "folder/docs")
+            await trio.sleep(1)
+
+        async def other_way(parts: Parts) -> None:
+            await Shell(parts).write("other", OLD)
+            await Shell(parts).files.drain()
+
+        await stage.client.session(begin)
+        copied = copy.deepcopy(platter.root)
+        await stage.client.session(one_way)
+        went = platter.root
+        await stage.up()
+        platter.root = copied
+        await stage.client.session(other_way)
+        platter.root = went
+        found = await stage.client.session(look)
+        assert found == {
+            "folder": None,
+            "folder/old": OLD,
+            "docs": None,
+            "docs/letter": b"first",
+            "other": OLD,
+        }
+        left = stage.left()
+        assert (left.bytes, left.operations) == (0, 0)
+        assert left
+        assert left.aside >= 1
+        assert left.databases == 1
+        assert "slots of the spool and 1 databases set aside" in str(left)
+        done, manifest, files = await stage.export()
+        assert done.slots == left.aside
+        by_path = {line["path"]: line for line in manifest.values() if line.get("stored")}
+        assert set(by_path) == {"folder/old", "folder/more/new"}
+        assert by_path["folder/old"]["ranges"] == [[100_000, 150_000]]
+        assert files[by_path["folder/old"]["stored"]] == bytes(100_000) + NEW
+        assert files[by_path["folder/more/new"]["stored"]] == b"n" * 10_000
+        assert "folder/docs" in {line.get("path") for line in manifest.values()}
+
+    staged(story)
+
+
+def test_paths_of_another_history() -> None:
+    """Names that operations give come before what metadata know; what nobody knows is a question mark."""
+
+    class Rows:
+        def __init__(self, entries: dict[int, list[Entry]]) -> None:
+            self.rows = entries
+
+        def entries(self, parent: int, after_cookie: int, limit: int) -> list[Entry]:
+            return [] if after_cookie else self.rows.get(parent, [])
+
+    folder, file = stat.S_IFDIR, stat.S_IFREG
+    past = Rows({1: [Entry(1, b"a", 10, folder)], 10: [Entry(1, b"b", 11, file)]})
+    now = Rows({1: [Entry(1, b"z", 10, folder), Entry(2, b"other", 12, file)]})
+    atlas = Atlas([past, now], [11, 12, 13])  # type: ignore[list-item]
+    names = {20: (10, b"new"), 21: (99, b"lost"), 30: (31, b"x"), 31: (30, b"y"), 22: (1, b"top")}
+    assert {ino: atlas.path(ino, names) for ino in (11, 12, 13, 20, 21, 22)} == {
+        11: b"a/b",
+        12: b"other",
+        13: None,
+        20: b"a/new",
+        21: b"?/lost",
+        22: b"top",
+    }
+    assert atlas.path(30, names) == b"?/y/x"  # a ring, in records that make no sense, ends
 
 
 def test_with_all_everything_in_the_slots_is_written_out() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Awaitable
 
 import pytest
 import trio
@@ -62,10 +63,10 @@ async def read_some(parts: Parts, path: str, offset: int, length: int) -> bytes:
 # ---- one hung server
 
 
-async def reads_with_one_hung(world: World) -> list[tuple[float, float]]:
-    """(round trips healthy, with the server hung that is asked) for cold reads of some files of 8 KiB."""
+async def reads_with_one_hung(world: World, size: int) -> list[tuple[float, float]]:
+    """(round trips healthy, with the server hung that is asked) for cold reads of some files."""
     client, servers = await new_client(world)
-    files = {f"{index}": content(8 * KIB, index) for index in range(60)}
+    files = {f"{index}": content(size, index) for index in range(60)}
     round_trip = world.fabric.link.round_trip_s
 
     async def write(parts: Parts) -> None:
@@ -75,10 +76,13 @@ async def reads_with_one_hung(world: World) -> list[tuple[float, float]]:
     async def work(parts: Parts) -> list[tuple[float, float]]:
         async def timed(name: str) -> float:
             begin = trio.current_time()
-            assert await read_some(parts, name, 0, 8 * KIB) == files[name]
+            assert await read_some(parts, name, 0, size) == files[name]
             return (trio.current_time() - begin) / round_trip
 
+        for index in 2 * [*range(50)]:  # connections begin slowly, which counts until more is known
+            await timed(f"{index}")
         healthy = [await timed(f"{index}") for index in range(50)]
+        won = parts.downloader.statistics().hedging.won
         result: dict[int, tuple[float, float]] = {}
         for index in range(50, 60):
             pack = parts.log.metadata.pack(index + 1)
@@ -89,7 +93,7 @@ async def reads_with_one_hung(world: World) -> list[tuple[float, float]]:
             result[where] = healthy[index - 10], await timed(f"{index}")
             world.fabric.heal()
             await trio.sleep(100 * round_trip + 100)
-        assert parts.downloader.statistics().hedging.won == len(result) >= 4
+        assert parts.downloader.statistics().hedging.won - won == len(result) >= 4
         return list(result.values())
 
     options = dataclasses.replace(OPTIONS, grid_timeout_s=1000.0)
@@ -99,10 +103,14 @@ async def reads_with_one_hung(world: World) -> list[tuple[float, float]]:
     return result
 
 
+@pytest.mark.parametrize("size", [8 * KIB, 128 * KIB])
 @pytest.mark.parametrize("round_trip_s", [0.01, 0.1, 1.0])
-def test_a_read_with_one_hung_server_takes_one_round_trip_more(round_trip_s: float) -> None:
-    for healthy, hung in run_world(1, reads_with_one_hung, link=Link(round_trip_s=round_trip_s)).result:
-        assert healthy == pytest.approx(1, abs=0.1)
+def test_a_read_with_one_hung_server_takes_one_round_trip_more(round_trip_s: float, size: int) -> None:
+    def scenario(world: World) -> Awaitable[list[tuple[float, float]]]:
+        return reads_with_one_hung(world, size)
+
+    for healthy, hung in run_world(1, scenario, link=Link(round_trip_s=round_trip_s)).result:
+        assert healthy <= 1.1
         assert hung <= healthy + 1.15
 
 

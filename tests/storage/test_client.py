@@ -45,6 +45,8 @@ class Peer:
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
         self.receiver = FrameReceiver(stream, 60)
+        self._early: list[tuple[Frame, bytes]] = []
+        """Requests that came before the end of the hello."""
 
     async def greet(self) -> None:
         frame = await self.receiver.frame()
@@ -56,7 +58,8 @@ class Peer:
         signature = IDENTITY.sign(hello.signed_bytes(message.account, message.nonce, nonce))
         _, payload = hello.answer(message, b"s" * 32, IDENTITY.server_id, nonce, signature, "full")
         await self.send(Kind.HELLO, 0, payload)
-        assert (await self.next())[0].kind is Kind.HELLO
+        while (early := await self._receive())[0].kind is not Kind.HELLO:
+            self._early.append(early)
 
     async def send(self, kind: Kind, number: int, payload: bytes) -> None:
         await self.stream.send_all([encode_frame(len(payload), kind, Class.DEMAND, number), payload])
@@ -65,6 +68,9 @@ class Peer:
         await self.send(Kind.REPLY, number, wire.encode_reply(reply))
 
     async def next(self) -> tuple[Frame, bytes]:
+        return self._early.pop(0) if self._early else await self._receive()
+
+    async def _receive(self) -> tuple[Frame, bytes]:
         frame = await self.receiver.frame()
         if frame is None:
             raise Unavailable("the client left")

@@ -349,7 +349,8 @@ class Raw:
 
 
 @asynccontextmanager
-async def raw(access: Access) -> AsyncIterator[Raw]:
+async def raw(access: Access, *, proves: bool = True) -> AsyncIterator[Raw]:
+    """`proves`: send the last message of the hello, too."""
     stream = await SystemNetwork().connect(access.address, access.server_id)
     try:
         receiver = FrameReceiver(stream, 5)
@@ -360,7 +361,8 @@ async def raw(access: Access) -> AsyncIterator[Raw]:
         assert frame is not None
         reply = hello.read_answer(opening, await receiver.message(frame.length))
         payload = hello.finish(opening, reply)
-        await stream.send_all([encode_frame(len(payload), Kind.HELLO, Class.HEAD, 0), payload])
+        if proves:
+            await stream.send_all([encode_frame(len(payload), Kind.HELLO, Class.HEAD, 0), payload])
         yield Raw(stream, receiver)
     finally:
         stream.close()
@@ -505,6 +507,33 @@ async def test_a_repeated_first_message_does_not_get_in(tmp_path: Path) -> None:
         await until(lambda: running.statistics.turned_away == 1)
 
 
+async def test_before_the_end_of_the_hello_nothing_is_changed(tmp_path: Path) -> None:
+    async with serving(tmp_path, ServerConfig(hello_s=0.2)) as running:
+        access = let_in(tmp_path, running)
+        async with raw(access, proves=False) as peer:
+            await peer.send(2, 1, INFO)
+            answer = await peer.answer()
+            assert answer is not None
+            assert answer[0] is Kind.REPLY
+            assert (running.statistics.strangers, running.statistics.connections) == (1, 0)
+            await peer.send(2, 2, PUT)
+            assert await peer.answer() is None
+        await until(lambda: running.statistics.turned_away == 1)
+        async with raw(access, proves=False) as peer:
+            await peer.send(2, 1, INFO)
+            assert await peer.answer() is not None
+            assert await peer.answer() is None  # too slow
+        await until(lambda: running.statistics.turned_away == 2)
+        assert running.statistics.strangers == 0
+        async with raw(access) as peer:
+            await peer.send(2, 1, PUT)
+            await peer.send(4, 1, bytes(1000))
+            assert await peer.answer() is not None
+            await until(lambda: running.statistics.connections == 1)
+        await until(lambda: running.statistics.connections == 0)
+        assert running.statistics.turned_away == 2
+
+
 async def test_silent_strangers_are_few_and_not_for_long(tmp_path: Path) -> None:
     config = ServerConfig(strangers_max=2, hello_s=0.1)
     async with serving(tmp_path, config) as running:
@@ -526,8 +555,8 @@ async def test_a_removed_account_cannot_connect_again(tmp_path: Path) -> None:
         with pytest.raises(Refused, match="does not accept the account's secret"):
             async with open_connection(
                 access, SystemNetwork(), SystemEntropy(), ClientConfig(), ClientStatistics()
-            ):
-                raise AssertionError
+            ) as connection:
+                await connection.run()
 
 
 async def test_directories_and_sockets_of_others_are_refused(tmp_path: Path) -> None:

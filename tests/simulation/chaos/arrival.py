@@ -8,6 +8,7 @@ from typing import Any
 
 import trio
 
+from gridfs.assembly import connected
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.exits import sole
 from gridfs.recovering import find, plan, rebuild
@@ -70,13 +71,15 @@ async def recover(client: Client, *, new_keys: bool) -> bool | None:
         task_status.started()
         try:
             machine.disk.make_directory(HOME)
-            found, silent = await find(machine, servers.roster, RECOVERY)
-            if found is None:
-                raise NothingThere(len(silent))
-            if found.heard < found.needed:
-                raise Unavailable(f"{len(silent)} servers are silent")
-            made = plan(found, silent, servers.roster, RECOVERY, machine.entropy, new_keys=new_keys)
-            rebuilt = await rebuild(machine, made, servers.roster, DATABASE, SPOOL)
+            roster = servers.roster
+            async with connected(machine, roster) as clients:
+                found, silent = await find(clients, RECOVERY)
+                if found is None:
+                    raise NothingThere(len(silent))
+                if found.lacking("seeing") is not None:
+                    raise Unavailable(f"{len(silent)} servers are silent")
+                made = plan(found, silent, roster, RECOVERY, machine.entropy, new_keys=new_keys)
+                rebuilt = await rebuild(machine, clients, found, made, roster, DATABASE, SPOOL)
             for directory in (HOME, "/home", "/"):
                 machine.disk.sync_directory(directory)
             client.config, client.tree, client.former = made.config, made.tree, made.former

@@ -20,6 +20,7 @@ import trio
 
 from gridfs.config import Config
 from gridfs.files.barriers import Barriers
+from gridfs.files.claiming import Claimer
 from gridfs.files.dirty import DirtyData
 from gridfs.files.history import History
 from gridfs.files.journal import Journal
@@ -207,7 +208,7 @@ def no_ancestor_check() -> Iterator[None]:
         return True
 
     with (
-        mock.patch.object(Journal, "_check_stranger", return_value=None),
+        mock.patch.object(Claimer, "_check_stranger", return_value=None),
         mock.patch.object(History, "descends", descends),
     ):
         yield

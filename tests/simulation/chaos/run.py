@@ -21,7 +21,7 @@ import trio
 
 from gridfs.assembly import MountOptions, Parts
 from gridfs.exits import CommandError
-from gridfs.files.journal import ShutOut, TakenOver
+from gridfs.files.claiming import ShutOut, TakenOver
 from gridfs.grid.errors import GridError
 from storage.errors import StorageError
 from storage.format.share import Geometry

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from gridfs.assembly import Parts
-from gridfs.files.journal import TakenOver
+from gridfs.files.claiming import TakenOver
 from gridfs.files.namespace import RENAME_EXCHANGE, Change
 from gridfs.grid.errors import GridError
 from gridfs.meta.rows import ROOT
