@@ -339,7 +339,9 @@ class Journal:
     @property
     def _is_wanted(self) -> bool:
         is_asked = self._is_asked or self._says_heads or self._change is not None
-        return is_asked or self._wanted > self.state.shipped or self._carrying.is_wanted
+        # `begun` asks for a record where there may be no operation yet.
+        wanted = min(self._wanted, self._log.number)
+        return is_asked or wanted > self.state.shipped or self._carrying.is_wanted
 
     @property
     def _is_asked(self) -> bool:

@@ -86,7 +86,7 @@ class Spool:
         self._freed: list[File] = []
         """What was torn; free for certain with the next sync."""
         self._doubtful: dict[int, None] = {}
-        """Slots, by index, whose sync failed: the system may take their pages for clean, and never write them."""
+        """Slots, by index, whose sync failed: the system may take their pages for clean and never write them."""
         self._generation = 0
         self._next_index = 0
         self._scratch = bytearray()
@@ -467,7 +467,7 @@ class Spool:
             slot.promised = True
         self._synced = max(self._synced, number)
 
-    def _sync_files(self, files: list[File], new_names: bool, again: list[_Slot]) -> None:
+    def _sync_files(self, files: list[File], new_names: bool, again: list[Slot]) -> None:
         for slot in again:
             # Written once more what is there, up to where nothing is written meanwhile.
             for at in range(0, slot.end, CHUNK):

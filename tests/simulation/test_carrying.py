@@ -355,3 +355,29 @@ def test_records_are_gathered_before_the_head_log_is_full(monkeypatch: pytest.Mo
         await client.session(work)
 
     run_world(1, story)
+
+
+def test_the_first_record_of_an_empty_file_system_leaves_the_journal_at_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turn, turns = journal.Journal._turn, 0
+
+    async def counted(self: journal.Journal) -> None:
+        nonlocal turns
+        turns += 1
+        assert turns < 100
+        await turn(self)
+
+    monkeypatch.setattr(journal.Journal, "_turn", counted)
+
+    async def story(world: World) -> None:
+        client = Client(world, await start_servers(world))
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            await parts.journal.begun()
+            await trio.sleep(20)
+
+        await client.session(work)
+
+    run_world(1, story)
