@@ -86,7 +86,7 @@ class Spool:
         self._freed: list[File] = []
         """What was torn; free for certain with the next sync."""
         self._doubtful: dict[int, None] = {}
-        """Slots, by index, whose sync failed: the system may take their pages for clean and never write them."""
+        """Slots, by index, whose sync failed: the system may take pages for clean that it never wrote."""
         self._generation = 0
         self._next_index = 0
         self._scratch = bytearray()
