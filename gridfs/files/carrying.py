@@ -75,6 +75,13 @@ class Carrying:
     def is_wanted(self) -> bool:
         return bool(self._wants)
 
+    def is_due(self, limit: int) -> bool:
+        """Whether a record with operations up to `limit` brings any of them further."""
+        return any(self._gets_on(ino, limit) for ino in self._wants)
+
+    def _gets_on(self, ino: int, limit: int) -> bool:
+        return self._wants[ino].number <= limit or self._up_to.get(ino, 0) < limit
+
     def want(self, ino: int, number: int) -> Want:
         """Ask for the next record to carry this inode's bytes up to `number`."""
         want = self._wants.setdefault(ino, Want(number))
@@ -121,6 +128,8 @@ class Carrying:
         for ino in list(self._wants):
             if not self.takes(ino, limit):
                 self._refuse(ino)
+                continue
+            if not self._gets_on(ino, limit):
                 continue
             known = self._up_to.get(ino, 0) if begins else 0
             pieces = [piece for piece in self._new(ino) if piece.oldest > known]

@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 GATHER_BYTES = 4 << 20
 """Operations and data in records since the newest journal pack: from here on they are gathered."""
+RECORDS_MAX = 8192
+"""The same for records, however small: head servers keep twice as many."""
 SHORT_PATIENCE_S = 0.5
 """How long somebody waits behind operations that wait for data, before changes are held up for him."""
 
@@ -320,7 +322,7 @@ class Journal:
         limit = self._barriers.limit()
         if limit < self._log.number:
             self._barriers.push(limit)
-        is_wanted = self._carrying.is_wanted or self._is_asked or self._says_heads
+        is_wanted = self._carrying.is_due(limit) or self._is_asked or self._says_heads
         if self._draft is not None or limit > self.state.shipped or is_wanted:
             await self._ship()
         elif limit < self._log.number:
@@ -337,7 +339,9 @@ class Journal:
     @property
     def _is_wanted(self) -> bool:
         is_asked = self._is_asked or self._says_heads or self._change is not None
-        return is_asked or self._wanted > self.state.shipped or self._carrying.is_wanted
+        # `begun` asks for a record where there may be no operation yet.
+        wanted = min(self._wanted, self._log.number)
+        return is_asked or wanted > self.state.shipped or self._carrying.is_wanted
 
     @property
     def _is_asked(self) -> bool:
@@ -395,7 +399,7 @@ class Journal:
     def _count(self, size: int) -> None:
         """Ask the writer for what records carry, so that little is left to be carried again when they are
         gathered: when half of what is gathered at a time is there, and once more near its end."""
-        before, after = self._record_bytes, self._record_bytes + size
+        before, after = self._record_bytes, self._record_bytes + size + GATHER_BYTES // RECORDS_MAX
         if any(before < GATHER_BYTES * part // 8 <= after for part in (4, 7)):
             self._carrying.store()
         self._record_bytes = after

@@ -85,6 +85,8 @@ class Spool:
         """Slots whose header may be half written: made free before another one begins."""
         self._freed: list[File] = []
         """What was torn; free for certain with the next sync."""
+        self._doubtful: dict[int, None] = {}
+        """Slots, by index, whose sync failed: the system may take pages for clean that it never wrote."""
         self._generation = 0
         self._next_index = 0
         self._scratch = bytearray()
@@ -445,12 +447,14 @@ class Spool:
         slots = [(slot, slot.last) for slot in self._slots if slot.last > slot.synced]
         new_names, self._has_new_names = self._has_new_names, False
         freed, self._freed = self._freed, []
+        again = [slot for slot, _ in slots if slot.index in self._doubtful]
         for slot, _ in slots:
             slot.pins += 1  # its file stays open, whatever is reclaimed meanwhile
         try:
             files = freed + [slot.file for slot, _ in slots]
-            await self._machine.offload.run(self._sync_files, files, new_names)
+            await self._machine.offload.run(self._sync_files, files, new_names, again)
         except BaseException:
+            self._doubtful.update(dict.fromkeys(slot.index for slot, _ in slots))
             self._has_new_names = self._has_new_names or new_names
             self._freed += freed
             raise
@@ -458,11 +462,18 @@ class Spool:
             for slot, _ in slots:
                 slot.pins -= 1
         for slot, last in slots:
+            self._doubtful.pop(slot.index, None)
             slot.synced = max(slot.synced, last)
             slot.promised = True
         self._synced = max(self._synced, number)
 
-    def _sync_files(self, files: list[File], new_names: bool) -> None:
+    def _sync_files(self, files: list[File], new_names: bool, again: list[Slot]) -> None:
+        for slot in again:
+            # Written once more what is there, up to where nothing is written meanwhile.
+            for at in range(0, slot.end, CHUNK):
+                data = bytearray(min(CHUNK, slot.end - at))
+                slot.file.read_into(memoryview(data), at)
+                slot.file.write_at([data], at)
         for file in files:
             file.sync()
         if new_names:

@@ -291,3 +291,29 @@ def test_a_clone_that_waits_for_bytes_that_cannot_be_read_costs_no_more_than_tha
         await client.session(work)
 
     run_world(1, scenario)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_sync_that_returns_after_one_that_failed_tells_the_truth(seed: int, forgets: bool) -> None:
+    """The system may take pages for clean that it could not write."""
+
+    async def scenario(world: World) -> None:
+        node = world.add("client")
+        machine = world.boot(node)
+        spool = Spool(machine, "/spool", bytes(32), 32 << 20)
+        assert list(spool.open(0)) == []
+        machine.disk.sync_directory("/")
+        spool.append(1, b"one", b"x" * 100_000)
+        node.platter.faults.append(DiskFault("sync", path="/spool", forgets=forgets))
+        with pytest.raises(OSError, match="Input/output error"):
+            await spool.sync()
+        spool.append(2, b"two", b"y" * 100)
+        await spool.sync()
+        world.crash(node)
+        again = Spool(world.boot(node), "/spool", bytes(32), 32 << 20)
+        assert [record.operation for record in again.open(0)] == [b"one", b"two"]
+        again.close()
+        world.kill(node)
+
+    run_world(seed, scenario)

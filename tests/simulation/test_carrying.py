@@ -7,6 +7,7 @@ nothing, must find what was synced.
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
@@ -18,8 +19,9 @@ from gridfs.files.barriers import Barriers
 from gridfs.files.carrying import CARRIED_BYTES_MAX
 from gridfs.files.namespace import RENAME_EXCHANGE
 from tests.files.test_journal import bodies
-from tests.simulation.filesystem import Client, Shell, gauges, start_servers
+from tests.simulation.filesystem import SPOOL, Client, Shell, gauges, start_servers
 from tests.simulation.machine import World, run_world
+from tests.simulation.platter import DiskFault
 from tests.simulation.runner import chance
 from tests.simulation.test_filesystem_crash import Story, go_on, look
 
@@ -302,5 +304,80 @@ def test_what_a_record_carries_is_not_given_up_for_a_commit_that_the_grid_has_no
         other = Client(world, client.servers, "other")
         other.create()
         assert await other.session(look) == {"file": b"f" * 3000}
+
+    run_world(1, story)
+
+
+def test_an_fsync_that_waits_behind_data_sends_no_record_until_they_are_there() -> None:
+    """The operation it waits for is behind a rename, whose data does not get anywhere for a while."""
+
+    async def story(world: World) -> int:
+        servers = await start_servers(world)
+        client = Client(world, servers)
+        client.create()
+
+        async def work(parts: Parts) -> int:
+            shell = Shell(parts)
+            for name in ("file", "old"):
+                await shell.write(name, b"f" * 3000)
+                await shell.fsync(name)
+            await trio.sleep(10)
+            await shell.write("new", b"n" * 100_000)
+            fault = DiskFault("read", errno.EIO, path=SPOOL, count=1 << 30)
+            client.node.platter.faults.append(fault)
+            shell.rename("new", "old")
+            sequence = parts.journal.state.sequence
+            with trio.move_on_after(25):
+                await shell.fsync("file")
+            fault.count = 0
+            count = parts.journal.state.sequence - sequence
+            await shell.files.drain()
+            return count
+
+        return await client.session(work) or 0
+
+    assert run_world(1, story).result < 5
+
+
+def test_records_are_gathered_before_the_head_log_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "RECORDS_MAX", 50)
+
+    async def story(world: World) -> None:
+        client = Client(world, await start_servers(world))
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            for number in range(120):
+                Shell(parts).create(f"{number}")
+                await parts.files.fsync(1)
+            assert len(parts.journal.base.journals) == 2
+
+        await client.session(work)
+
+    run_world(1, story)
+
+
+def test_the_first_record_of_an_empty_file_system_leaves_the_journal_at_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turn, turns = journal.Journal._turn, 0
+
+    async def counted(self: journal.Journal) -> None:
+        nonlocal turns
+        turns += 1
+        assert turns < 100
+        await turn(self)
+
+    monkeypatch.setattr(journal.Journal, "_turn", counted)
+
+    async def story(world: World) -> None:
+        client = Client(world, await start_servers(world))
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            await parts.journal.begun()
+            await trio.sleep(20)
+
+        await client.session(work)
 
     run_world(1, story)

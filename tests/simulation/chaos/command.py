@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import multiprocessing
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ FAILED = 1
 FAILURE_MAX = 4000
 """Letters of a failure that are kept."""
 RUNS_PER_PROCESS = 100
+REAL_S_MAX = 300
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,7 +132,8 @@ def _lines(first: int, last: int, jobs: int, until: float) -> Iterator[dict[str,
 def one_line(seed: int) -> dict[str, object]:
     """One run, as the file has it."""
     begin = time.monotonic()
-    result = run(seed)
+    with _alarm():
+        result = run(seed)
     return {
         "seed": seed,
         "ok": result.ok,
@@ -143,6 +147,22 @@ def one_line(seed: int) -> dict[str, object]:
         "real_s": round(time.monotonic() - begin, 2),
         "events": result.digest,
     }
+
+
+@contextlib.contextmanager
+def _alarm() -> Iterator[None]:
+    """A loop that awaits nothing has no end: then the run fails."""
+
+    def ring(*_: object) -> None:
+        raise RuntimeError(f"no end after {REAL_S_MAX} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(REAL_S_MAX)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _be_quiet() -> None:

@@ -310,6 +310,8 @@ class Chaos:
     ) -> None:
         """The work of a session. `reached` is set after `at` operations."""
         mount.begin(parts)
+        if mount.predecessor is not None:
+            await self._taken_over(mount, parts)
         await self.verify(mount)
         ending = session.ending
         if ending.kind in DEADLY:
@@ -342,6 +344,14 @@ class Chaos:
             mount.strike()
         elif ending.kind == "unmount":
             await self._drain(mount)
+
+    async def _taken_over(self, mount: Mount, parts: Parts) -> None:
+        """Until then the other machine may go on, and what it writes counts."""
+        with trio.move_on_after(PATIENCE_S) as scope:
+            await parts.journal.begun()
+        mount.require_alive()
+        if scope.cancelled_caught:
+            raise Violation("liveness", f"{mount.name} has not taken over after {PATIENCE_S:g} s")
 
     async def _drain(self, mount: Mount) -> None:
         """As `gridfs umount` does."""
