@@ -135,7 +135,7 @@ class Follower:
         carried = await self._history.carried(newest)
         inodes = self._show(newest, tail, carried, is_other=is_other)
         if is_other:
-            inodes = set(self._log.metadata.inodes())
+            inodes = self._log.metadata.inodes()
         self._log.commit()
         await self._log.turn()
         await self.changed(inodes)
@@ -179,7 +179,7 @@ class Follower:
 
     def _show(
         self, newest: HeadRecord, tail: Tail, carried: list[tuple[int, CarriedData]], *, is_other: bool
-    ) -> set[int]:
+    ) -> Collection[int]:
         """In one step: what is shown from now on is the state at `newest`. Returns the inodes it changed.
 
         `is_other`: metadata that were made anew take the place of those in use first.
@@ -190,15 +190,15 @@ class Follower:
             log.begin_anew()
             self._dirty.forget_all()
             self._reader.forget()
-        inodes: set[int] = set()
+        inodes: dict[int, None] = {}
         for number, encoded in tail.operations:
             operation = log.adopt(number, encoded)
             self._dirty.replay(number, operation, None, 0)
-            inodes.update(touched(operation))
+            inodes.update(dict.fromkeys(touched(operation)))
 
         def keep(data: CarriedData, start: int, view: memoryview) -> None:
             self._keep(data, start, view)
-            inodes.add(data.ino)
+            inodes[data.ino] = None
 
         # Of records before the one shown everything is here, or was taken away again since.
         since = self._last_shown if self._newest is not None and not is_other else 0
