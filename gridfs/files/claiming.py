@@ -70,8 +70,8 @@ class Claimer:
         self._history = history
         self._keys = keys
         self._state = state
-        self._client, self._past_epoch = state.client, state.epoch
-        """Whose folder this was when it was opened, and the last epoch that was claimed then."""
+        self._client = state.client
+        """Whose folder this was when it was opened."""
         self._takes_over = takes_over
         self._is_settled = False
         """What the newest record knows is here, data included."""
@@ -141,9 +141,13 @@ class Claimer:
         self._heads.use(now, leaving)
         self._state.heads, self._state.leaving = now, leaving
 
-    async def again(self, *, adopts: bool) -> None:
-        """Claim our epoch once more, from head servers that may have been away. `adopts`: take over what is
-        newest. Raises NotEnoughServers without a quorum, TakenOver where the epoch is lost."""
+    async def again(self) -> None:
+        """Claim our epoch once more, from head servers that may have been away.
+
+        What they show is not taken over: so many have promised us the epoch at the start that no record of
+        another run has come to a quorum since, and none had one, or it would have been seen then. Raises
+        NotEnoughServers without a quorum, TakenOver where the epoch is lost.
+        """
         state = self._state
         self.has_quorum = False
         claim = await self._heads.claim(self._keys.claim(state.epoch, state.mount_id), patient=True)
@@ -151,8 +155,6 @@ class Claimer:
             await self._check_keys()
             raise TakenOver("another client has claimed this file system")
         self._heads.require("quorum", claim.promised, "claiming the head log")
-        if adopts:
-            await self._adopt(claim, False, frozenset(state.runs))
         self.has_quorum = True
 
     async def extend(self) -> None:
@@ -173,11 +175,9 @@ class Claimer:
         self._check_stranger(newest, self._history.body(newest))
 
     def _is_older(self, newest: HeadRecord) -> bool:
-        """Whether it is from before what W servers took from us: then those who show it lag behind. Who went
-        on from ours is above it; who was made to go on from an older one has a newer epoch."""
-        if self._is_of_this_client(newest):
-            return newest.sequence < self._state.sequence
-        return newest.sequence <= self._state.sequence and newest.epoch < self._past_epoch
+        """Whether it is from before the newest that we know of: then those who show it lag behind. Who went
+        on from ours, or was made to go on from an older one, has a newer epoch."""
+        return newest.stamp < (self._state.recorded, self._state.sequence)
 
     def _is_of_this_client(self, record: HeadRecord) -> bool:
         return record.mount_id[:CLIENT_SIZE] == self._state.client
@@ -221,7 +221,7 @@ class Claimer:
             self._carrying.restored(restore(self._log, self._dirty, carried))
             if self._log.number > before:
                 logger.warning("synced data of %d records was brought back from the head log", len(carried))
-        state.sequence = newest.sequence
+        state.recorded, state.sequence = newest.stamp
         if is_latest or claim.is_kept:
             state.shipped = max(state.shipped, body.last)
         state.previous = newest.record_hash()

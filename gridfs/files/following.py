@@ -28,7 +28,7 @@ from gridfs.files.rebuilding import Remaking
 from gridfs.files.restoring import restore
 from gridfs.files.salvage import touched
 from gridfs.files.spoolformat import CHUNK
-from gridfs.grid.errors import GridError
+from gridfs.grid.errors import GridError, NotEnoughServers
 from gridfs.grid.heads import HeadServers
 from gridfs.meta.operations import Write, encode
 from gridfs.meta.records import CarriedData, HeadBody
@@ -117,7 +117,6 @@ class Follower:
         """Show the newest record that counts; returns whether that was news. Raises NotEnoughServers where
         no quorum answers, and what reading the grid raises; what was shown before stays then."""
         newest = await self._find()
-        self._seen_at = trio.current_time()
         if newest is None:
             return False
         body = self._history.body(newest)
@@ -143,14 +142,23 @@ class Follower:
 
     async def _find(self) -> HeadRecord | None:
         """The newest record behind the one shown that a quorum has, of the head servers that it names."""
-        heads, shown = self._heads, self._newest
-        news = await heads.news(shown.stamp if shown else None)
+        heads, shown, state = self._heads, self._newest, self._state
+        after = shown.stamp if shown else None
+        # What was shown before this start counted then: it counts, whoever of those who had it is here now.
+        counts = state.previous if shown is None else None
+        news = await heads.news(after, counts)
         while news.newest is not None and self._turn_to(self._history.body(news.newest)):
-            news = await heads.news(shown.stamp if shown else None)
+            news = await heads.news(after, counts)
         heads.require("quorum", news.answered, "reading the head log")
         if news.strange and news.kept is None:
             await self._check_keys()
-        return news.kept
+        kept = news.kept
+        if not news.may_be_old:
+            self._seen_at = trio.current_time()
+        is_lost = kept is None or kept.stamp < (state.recorded, state.sequence)
+        if shown is None and (news.may_be_old or (state.sequence and is_lost)):
+            raise NotEnoughServers("finding the newest record", len(news.answered), len(heads.servers))
+        return kept
 
     async def _check_keys(self) -> None:
         """Raise Refused where others sign the records now."""
@@ -206,7 +214,8 @@ class Follower:
         # Records with data that are still needed begin behind the newest journal pack.
         log.metadata.drop_outbox(tail.gathered)
         self._last_shown = log.number
-        state.epoch, state.sequence = newest.stamp
+        state.epoch = state.recorded = newest.epoch
+        state.sequence = newest.sequence
         state.previous, state.mount_id = newest.record_hash(), newest.mount_id
         save_head_state(log.metadata, state)
         self._newest = newest

@@ -261,15 +261,17 @@ class Journal:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Ship until cancelled, or until another mount took over; failures are retried for ever."""
         task_status.started()
-        with self._lull:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lull.run)
             await self._ship_all()
+            nursery.cancel_scope.cancel()
 
     async def _ship_all(self) -> None:
         delay = self._config.retry_s
         while self.taken_over is None:
             try:
                 if not self._claimer.has_quorum:
-                    await self._claimer.again(adopts=self._draft is None)
+                    await self._claimer.again()
                     self._begins = self._begins or self._draft is None
                 await self._turn()
             except TakenOver as error:
@@ -365,7 +367,7 @@ class Journal:
         await self._heads.append(draft.record)
         self._draft = None
         self._is_ours = True
-        state.sequence = draft.record.sequence
+        state.recorded, state.sequence = draft.record.stamp
         state.previous = draft.record.record_hash()
         state.shipped = max(state.shipped, draft.last)
         state.runs = [state.mount_id]

@@ -23,6 +23,7 @@ class Lull:
     def __init__(self, pause: Pause) -> None:
         self._pause = pause
         self._held = ExitStack()
+        self._begun = trio.Event()
         self._wanted_since: float | None = None
         self._held_since: float | None = None
 
@@ -31,23 +32,31 @@ class Lull:
         """Changes are held up."""
         return self._held_since is not None
 
-    def __enter__(self) -> Lull:
-        return self
+    async def run(self) -> None:
+        """Let changes go on when they were held up for long, whatever the one who wanted it waits for then.
 
-    def __exit__(self, *_: object) -> None:
-        self.end()
+        Until cancelled; ends a lull that is on.
+        """
+        try:
+            while True:
+                await self._begun.wait()
+                self._begun = trio.Event()
+                while self._held_since is not None:
+                    await trio.sleep_until(self._held_since + HELD_S_MAX)
+                    if self._held_since is not None and trio.current_time() >= self._held_since + HELD_S_MAX:
+                        self.end()
+        finally:
+            self.end()
 
     def want(self, patience_s: float) -> None:
         """Something waits for a lull. Call this again and again, until `end`."""
         now = trio.current_time()
         if self._wanted_since is None:
             self._wanted_since = now
-        if self._held_since is not None:
-            if now >= self._held_since + HELD_S_MAX:
-                self.end()
-        elif now >= self._wanted_since + patience_s:
+        if self._held_since is None and now >= self._wanted_since + patience_s:
             self._held.enter_context(self._pause.held())
             self._held_since = now
+            self._begun.set()
 
     def end(self) -> None:
         """Nothing waits any more, or waiting has no sense now."""

@@ -7,6 +7,7 @@ the answers mean is the caller's business: here is only who was asked, and when 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ class News:
     """The newest of any server; it may be given up, where fewer than a quorum have it."""
     kept: HeadRecord | None
     """The newest that a quorum has."""
+    may_be_old: bool
+    """Whether with those who did not answer a quorum may have a record newer than `kept`."""
     strange: bool
     """Whether any server has records that are not genuine, or of keys that we do not know."""
 
@@ -180,8 +183,11 @@ class HeadServers:
         found = {record.record_hash(): record for records in answers.values() for record in records}
         return sorted(found.values(), key=lambda record: record.stamp)
 
-    async def news(self, after: tuple[int, int] | None) -> News:
-        """What the servers that answer have behind the stamp `after`."""
+    async def news(self, after: tuple[int, int] | None, counts: bytes | None = None) -> News:
+        """What the servers that answer have behind the stamp `after`.
+
+        `counts`: hash of a record that a quorum is known to have had.
+        """
 
         async def ask(_: ServerId, client: HeadClient) -> list[HeadRecord]:
             return await client.head_read(self._log, after, LOG_BYTES_MAX)
@@ -196,8 +202,21 @@ class HeadServers:
                 else:
                     holders.setdefault(record, set()).add(server)
         newest_first = sorted(holders, key=lambda record: record.stamp, reverse=True)
-        kept = next((each for each in newest_first if self._are("quorum", holders[each])), None)
-        return News(answers.keys(), newest_first[0] if newest_first else None, kept, is_strange)
+        kept = next(
+            (
+                each
+                for each in newest_first
+                if self._are("quorum", holders[each]) or each.record_hash() == counts
+            ),
+            None,
+        )
+        silent = [server for server in self.servers if server not in answers]
+        may_be_old = bool(silent) and any(
+            self._are("quorum", [*holders[each], *silent])
+            for each in itertools.takewhile(lambda each: each != kept, newest_first)
+        )
+        newest = newest_first[0] if newest_first else None
+        return News(answers.keys(), newest, kept, may_be_old, is_strange)
 
     async def append(self, record: HeadRecord) -> None:
         """Store a record on a quorum of servers. Raises Conflict if too few took it and any says that another
