@@ -185,7 +185,7 @@ def swallowed_error() -> Iterator[None]:
 TAKEOVERS = Weights(endings={**ENDINGS, "takeover": 60})
 
 
-@bug("equal epochs accepted", 11, "two writers", weights=TAKEOVERS)
+@bug("equal epochs accepted", 15, "synced names", "two writers", weights=TAKEOVERS)
 def equal_epochs() -> Iterator[None]:
     """An epoch is promised to whoever asks for it, also to a second mount."""
     claim = Staged.claim
