@@ -397,7 +397,7 @@ def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, 
         grid.history,
         grid.keys,
         head_state,
-        JournalConfig(config.k, config.n, settings, takes_over=options.takeover),
+        JournalConfig(config.k, config.n, settings, config.head_generation, takes_over=options.takeover),
     )
     namespace = Namespace(log, contents, stamps)
     trees = Trees(log, dirty, contents, namespace, journal, stamps, TreesConfig())

@@ -59,8 +59,10 @@ class Claimer:
         state: HeadState,
         *,
         takes_over: bool,
+        generation: int,
     ) -> None:
-        """`takes_over`: go on from what another client has written last."""
+        """`takes_over`: go on from what another client has written last. `generation`: of the oldest list of
+        head servers that may be followed; those before were given up."""
         self._machine = machine
         self._log = log
         self._dirty = dirty
@@ -73,6 +75,7 @@ class Claimer:
         self._client = state.client
         """Whose folder this was when it was opened."""
         self._takes_over = takes_over
+        self._generation = generation
         self._is_settled = False
         """What the newest record knows is here, data included."""
         self.has_quorum = False
@@ -131,7 +134,7 @@ class Claimer:
             return False
         body, heads = self._history.body(newest), self._heads
         lists = (body.heads, body.leaving)
-        if body.heads.generation < heads.now.generation or lists == (heads.now, heads.leaving):
+        if body.heads.generation < self._generation or lists == (heads.now, heads.leaving):
             return False
         self.use(*lists)
         return True
@@ -151,17 +154,30 @@ class Claimer:
         state = self._state
         self.has_quorum = False
         claim = await self._heads.claim(self._keys.claim(state.epoch, state.mount_id), patient=True)
-        if claim.refused and not claim.has_quorum:
+        if not self._heads.can_do_without(claim.refusers):
             await self._check_keys()
             raise TakenOver("another client has claimed this file system")
         self._heads.require("quorum", claim.promised, "claiming the head log")
         self.has_quorum = True
 
     async def extend(self) -> None:
-        """Have our epoch promised by servers that are to be head servers. Raises NotEnoughServers."""
-        claim = await self._heads.claim(
-            self._keys.claim(self._state.epoch, self._state.mount_id), patient=True
-        )
+        """Have our epoch promised by servers that are to be head servers, too.
+
+        One that was a head server before may have promised a higher one: then ours rises above it, on all of
+        them. Raises NotEnoughServers, TakenOver.
+        """
+        state, before, step = self._state, self._heads.leaving, 1
+        assert before is not None
+        while True:
+            claim = await self._heads.claim(self._keys.claim(state.epoch, state.mount_id), patient=True)
+            if not claim.refused:
+                break
+            if before.count(claim.refusers):
+                await self._check_keys()
+                raise TakenOver("another client has claimed this file system")
+            state.epoch, step = state.epoch + step, step * 2
+            self._gatherer.save()
+            await self._log.settle()
         self._heads.require("quorum", claim.promised, "changing the head servers")
 
     async def _look_first(self, knows: frozenset[bytes]) -> None:
@@ -206,6 +222,11 @@ class Claimer:
         is_latest = newest.record_hash() == state.previous
         is_known = self._is_known(newest, knows)
         if self._is_older(newest):
+            if body.gathered >= state.emptied:
+                # Whoever has newer ones is away, and a quorum has none: what synced data rests on these
+                # records has to be carried again all the same.
+                rests = await self._history.carried(newest)
+                self._carrying.restored(restore(self._log, self._dirty, rests))
             return
         if not is_known and not was_new:
             self._check_stranger(newest, body)
@@ -222,7 +243,7 @@ class Claimer:
             if self._log.number > before:
                 logger.warning("synced data of %d records was brought back from the head log", len(carried))
         state.recorded, state.sequence = newest.stamp
-        if is_latest or claim.is_kept:
+        if claim.is_kept:
             state.shipped = max(state.shipped, body.last)
         state.previous = newest.record_hash()
         self._gatherer.save()

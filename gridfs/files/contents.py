@@ -113,3 +113,7 @@ class Contents:
         """What was fetched ahead of this inode may be old."""
         for readahead in self._readaheads.get(ino, ()):
             readahead.clear()
+
+    def forget_all_readahead(self) -> None:
+        for ino in self._readaheads:
+            self.forget_readahead(ino)

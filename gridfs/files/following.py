@@ -135,9 +135,11 @@ class Follower:
         inodes = self._show(newest, tail, carried, is_other=is_other)
         if is_other:
             inodes = self._log.metadata.inodes()
-        self._log.commit()
+        try:
+            await self.changed(inodes)
+        finally:
+            self._log.commit()
         await self._log.turn()
-        await self.changed(inodes)
         return True
 
     async def _find(self) -> HeadRecord | None:
@@ -198,6 +200,7 @@ class Follower:
             log.begin_anew()
             self._dirty.forget_all()
             self._reader.forget()
+            self._contents.forget_all_readahead()
         inodes: dict[int, None] = {}
         for number, encoded in tail.operations:
             operation = log.adopt(number, encoded)

@@ -38,12 +38,12 @@ class HeadState(msgspec.Struct, array_like=True):
     """Number up to which the outbox was emptied."""
     runs: list[bytes] = []
     """Mount ids under which records may have been written since the last one we know of."""
-    recorded: int = 0
-    """Epoch of the newest record that we know of; `sequence` is that record's, too."""
     heads: HeadList | None = None
     """Who keeps the head log, where that is known better than from the configuration."""
     leaving: HeadList | None = None
     """While that list changes: the one before."""
+    recorded: int = 0
+    """Epoch of the newest record that we know of; `sequence` is that record's, too."""
 
     @property
     def stamp(self) -> tuple[int, int]:

@@ -164,7 +164,7 @@ class History:
             return True
         known = {record.record_hash(): record for record in await self._records(newest, self.body(newest))}
         record: HeadRecord | None = newest
-        while record is not None and record.record_hash() != ancestor:
+        while record is not None and ancestor not in (record.record_hash(), record.previous):
             record = known.get(record.previous)
         return record is not None
 

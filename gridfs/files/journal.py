@@ -62,6 +62,8 @@ class JournalConfig:
     k: int
     n: int
     settings: Settings
+    generation: int = 1
+    """Of the list of head servers in the configuration: one before it was given up."""
     takes_over: bool = False
     """Go on from what another client has written last."""
     ship_every_s: float = 5.0
@@ -139,6 +141,7 @@ class Journal:
             keys,
             state,
             takes_over=config.takes_over,
+            generation=config.generation,
         )
         self._record_bytes = 0
         self._begins = True
@@ -241,7 +244,11 @@ class Journal:
             raise Refused("the list of head servers is changing already")
         self._change = change = _Change(now)
         self._wake.set()
-        await change.decided.wait()
+        try:
+            await change.decided.wait()
+        finally:
+            if self._change is change:
+                self._change = None  # nobody waits for it any more
         if change.error is not None:
             raise change.error
         await self.heads_changed()
@@ -278,12 +285,11 @@ class Journal:
                 self.taken_over = str(error)
                 self._carrying.give_up()
                 self._writer.halt(error)
-                if self._change is not None:
-                    self._change.error = error
-                    self._change.decided.set()
+                self._refuse_change(error)
                 logger.error("this mount lost the file system to another one: %s", error)
             except (GridError, StorageError, OSError) as error:
                 self._lull.end()
+                self._refuse_change(error)
                 # A head server may have been away when the epoch was claimed: then it knows nothing of it.
                 self._claimer.has_quorum = False
                 if isinstance(error, Conflict) and not self._contested:
@@ -300,6 +306,13 @@ class Journal:
                 delay = self._config.retry_s
             self._progress_made()
 
+    def _refuse_change(self, error: Exception) -> None:
+        """Other head servers that somebody wants now: nothing can be shipped, and so nothing changes."""
+        if self._change is not None:
+            self._change.error = error
+            self._change.decided.set()
+            self._change = None
+
     async def _begin_change(self, change: _Change) -> None:
         """Claim our epoch from the new head servers too; the next records do the rest."""
         before = self._heads.now
@@ -309,11 +322,13 @@ class Journal:
         except (GridError, StorageError) as error:
             self._heads.use(before, None)
             change.error = error
+        except BaseException:
+            self._heads.use(before, None)
+            raise
         else:
             self._begins = self._says_heads = True
-        finally:
-            self._change = None
-            change.decided.set()
+        self._change = None
+        change.decided.set()
 
     async def _turn(self) -> None:
         """Wait until something is to be shipped, and ship it."""

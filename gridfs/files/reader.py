@@ -87,6 +87,7 @@ class Reader:
     def forget(self) -> None:
         """The metadata are others now: what was kept of packs may be of others."""
         self._cache = SegmentCache(self._cache.bytes_max)
+        self._fetching = {}
         self._pack_refs.clear()
 
     async def read_into(self, ino: int, start: int, out: memoryview, traffic: Traffic) -> None:
@@ -157,32 +158,36 @@ class Reader:
         segments: dict[SegmentName, SegmentRead],
         traffic: Traffic,
     ) -> None:
+        cache, fetching = (
+            self._cache,
+            self._fetching,
+        )  # what `forget` leaves behind stays with those who began
         ready: dict[SegmentName, bytearray] = {}
         mine: dict[SegmentName, SegmentRead] = {}
         waiting: list[tuple[SegmentName, trio.Event]] = []
         for name, segment in segments.items():
-            cached = self._cache.get(name)
+            cached = cache.get(name)
             if cached is not None:
                 ready[name] = cached
-            elif name in self._fetching:
-                waiting.append((name, self._fetching[name]))
+            elif name in fetching:
+                waiting.append((name, fetching[name]))
             else:
                 mine[name] = segment
-                self._fetching[name] = trio.Event()
+                fetching[name] = trio.Event()
         try:
             if whole or mine:
                 await self._downloader.read([*whole, *mine.values()], traffic)
             for name, segment in mine.items():
                 data = segment.out.obj
                 assert isinstance(data, bytearray)
-                self._cache.put(name, data)
+                cache.put(name, data)
                 ready[name] = data
         finally:
             for name in mine:
-                self._fetching.pop(name).set()
+                fetching.pop(name).set()
         for name, event in waiting:
             await event.wait()
-            cached = self._cache.get(name)
+            cached = cache.get(name)
             if cached is None:  # the other reader failed, or the cache is very small
                 await self._downloader.read([segments[name]], traffic)
                 data = segments[name].out.obj

@@ -55,7 +55,7 @@ class Claim:
 
     promised: Collection[ServerId]
     """Servers that promised this epoch."""
-    refused: int
+    refusers: Collection[ServerId]
     """Servers that promised this epoch or a higher one to another mount, or to a successor of our key."""
     newest: HeadRecord | None
     """The newest record that any of those who promised has."""
@@ -71,6 +71,10 @@ class Claim:
     @property
     def promises(self) -> int:
         return len(self.promised)
+
+    @property
+    def refused(self) -> int:
+        return len(self.refusers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,7 @@ class HeadServers:
         promised = answers.keys() - refused
         return Claim(
             promised=frozenset(promised),
-            refused=len(refused),
+            refusers=frozenset(refused),
             newest=newest,
             holders=len(holders),
             has_quorum=self._are("quorum", promised),
@@ -242,6 +246,10 @@ class HeadServers:
         for each in self.lists:
             if each.count(servers) < each.needed(need):
                 raise NotEnoughServers(what, each.count(servers), each.needed(need), failed)
+
+    def can_do_without(self, servers: Collection[ServerId]) -> bool:
+        """Whether the others may still be a quorum."""
+        return self._are("quorum", [server for server in self.servers if server not in servers])
 
     def _are(self, need: Need, servers: Collection[ServerId]) -> bool:
         return all(each.count(servers) >= each.needed(need) for each in self.lists)
