@@ -21,6 +21,9 @@ from storage.transport.link import FrameReceiver, FrameSender, Outgoing
 from storage.wire import messages as wire
 from storage.wire.frames import Frame, Kind, Traffic
 
+REASON_S_MAX = 1.0
+"""How long a connection that cannot be written to any more is read for the reason."""
+
 
 class _Pending:
     """A request under way."""
@@ -139,13 +142,23 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._guard, lambda: self._receive(greeted))
-                nursery.start_soon(self._guard, self._sender.run)
+                nursery.start_soon(self._guard, self._send)
                 await self._failed.wait()
                 nursery.cancel_scope.cancel()
         finally:
             self.fail(Unavailable("the client was stopped"))
         assert self._failure is not None
         raise self._failure
+
+    async def _send(self) -> None:
+        try:
+            await self._sender.run()
+        except StorageError:
+            if not self._was_greeted:
+                # A server that lets nobody in says why, and closes: the receiver still has to read that.
+                with trio.move_on_after(REASON_S_MAX):
+                    await self._failed.wait()
+            raise
 
     def fail(self, error: StorageError) -> None:
         """End the connection: every caller gets this error. Idempotent, the first error counts."""
