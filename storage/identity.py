@@ -126,8 +126,10 @@ def find_account(disk: Disk, directory: str, name: bytes) -> Account | None:
 
 
 def record_address(disk: Disk, directory: str, address: Address) -> None:
-    """Remember where the server listens."""
-    _write(disk, _path(directory, "address"), format_address(address).encode("utf-8", "surrogateescape"))
+    """Remember where the server listens; a disk that is full may know it already."""
+    content = format_address(address).encode("utf-8", "surrogateescape")
+    if _read(disk, _path(directory, "address")) != content:
+        _write(disk, _path(directory, "address"), content)
 
 
 def recorded_address(disk: Disk, directory: str) -> Address | None:

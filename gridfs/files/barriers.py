@@ -26,6 +26,8 @@ class _Barrier:
 
     number: int
     ino: int
+    needs: int
+    """Bytes written by operations up to this one."""
     ready: int | None = None
     """What `Barriers.safe_from` told first."""
 
@@ -42,28 +44,35 @@ class Barriers:
 
     def hold(self, number: int, ino: int) -> None:
         """Operation `number` names `ino` anew: all data written to it before must be in the grid first."""
-        self._waiting.append(_Barrier(number, ino))
+        self._waiting.append(_Barrier(number, ino, number - 1))
 
     def hold_again(self, shipped: int) -> None:
-        """At the start: what the last process held back, and the grid has not."""
+        """At the start: what the last process held back, and the grid has not.
+
+        What is in the place of their bytes now has to be there, too: the spool does not tell any more whether
+        it was written over others that never left.
+        """
         while rows := self._log.metadata.outbox(shipped, _STEP_BYTES):
             for number, encoded in rows:
                 match decode(encoded):
                     case Rename(ino=ino, replaced=other, exchange=exchange) if other:
-                        self.hold(number, ino)
+                        self._hold_again(number, ino)
                         if exchange:
-                            self.hold(number, other)
+                            self._hold_again(number, other)
                     case Clone(ino=ino):
-                        self.hold(number, ino)
+                        self._hold_again(number, ino)
                     case _:
                         pass
             shipped = rows[-1][0]
+
+    def _hold_again(self, number: int, ino: int) -> None:
+        self._waiting.append(_Barrier(number, ino, self._log.number))
 
     def limit(self) -> int:
         """The last operation that may be shipped now. Never less than it was before."""
         for barrier in self._waiting:
             if barrier.ready is None:
-                barrier.ready = self.safe_from(barrier.ino, barrier.number - 1)
+                barrier.ready = self.safe_from(barrier.ino, barrier.needs)
         unready = self._unready
         limit = self._log.number if unready is None else unready.number - 1
         for barrier in reversed(self._waiting):
@@ -98,12 +107,12 @@ class Barriers:
             if barrier.ready is not None:
                 continue
             if self._carrying.takes(barrier.ino, limit):
-                self._carrying.want(barrier.ino, barrier.number - 1)
+                self._carrying.want(barrier.ino, barrier.needs)
             else:
-                self._writer.want(barrier.ino, barrier.number)
+                self._writer.want(barrier.ino, barrier.needs)
 
     def store(self) -> None:
         """The same, all in packs."""
         for barrier in self._waiting:
             if barrier.ready is None:
-                self._writer.want(barrier.ino, barrier.number)
+                self._writer.want(barrier.ino, barrier.needs)

@@ -20,7 +20,7 @@ BASE_VALUE = "base"
 
 NOBODY = bytes(16)
 CLIENT_SIZE = 8
-RUNS_MAX = 16
+RUNS_MAX = 64
 
 
 class HeadState(msgspec.Struct, array_like=True):
@@ -65,7 +65,8 @@ class HeadState(msgspec.Struct, array_like=True):
         elsewhere gets another one, so that head servers never take the two for one."""
         client = token[:CLIENT_SIZE] if self.is_new else self.client
         self.mount_id = client + token[CLIENT_SIZE:]
-        self.runs = [*self.runs, self.mount_id][-RUNS_MAX:]
+        # Of very many, those that came last found no servers; one of the first has written the newest record.
+        self.runs = [*self.runs[: RUNS_MAX - 1], self.mount_id]
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ class Metadata:
         """Numbers of all inodes."""
         return [ino for (ino,) in self._database.execute("SELECT ino FROM inode")]
 
-    @_whole
+    @schema.translated
     def close(self) -> None:
         """Idempotent. What was not committed is dropped; the spool has it."""
         self._steps.clear()

@@ -279,6 +279,15 @@ def test_a_transaction_that_sqlite_rolls_back_by_itself_is_made_once_more(tmp_pa
     driver.store.close()
 
 
+def test_closing_makes_nothing_once_more_that_a_failing_disk_took_back(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "m.db")
+    driver.make(b"file")
+    driver.store._database.execute("ROLLBACK")
+    driver.store._steps = [lambda: pytest.fail("made once more")]
+    driver.store.close()
+    driver.store.close()
+
+
 class FailingSealer(MaskSealer):
     """Fails once when told to. The outbox seals last, when all rows of an operation are changed."""
 

@@ -7,6 +7,7 @@ nothing, must find what was synced.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import random
 
@@ -14,12 +15,12 @@ import pytest
 import trio
 
 from gridfs.assembly import Parts
-from gridfs.files import journal
+from gridfs.files import journal, spool
 from gridfs.files.barriers import Barriers
 from gridfs.files.carrying import CARRIED_BYTES_MAX
 from gridfs.files.namespace import RENAME_EXCHANGE
 from tests.files.test_journal import bodies
-from tests.simulation.filesystem import SPOOL, Client, Shell, gauges, start_servers
+from tests.simulation.filesystem import OPTIONS, SPOOL, Client, Shell, gauges, start_servers
 from tests.simulation.machine import World, run_world
 from tests.simulation.platter import DiskFault
 from tests.simulation.runner import chance
@@ -379,5 +380,48 @@ def test_the_first_record_of_an_empty_file_system_leaves_the_journal_at_rest(
             await trio.sleep(20)
 
         await client.session(work)
+
+    run_world(1, story)
+
+
+def test_a_rename_waits_for_bytes_whose_spool_slot_is_gone_since_they_were_overwritten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The grid is away meanwhile, and the process ends before it is back."""
+    monkeypatch.setattr(spool, "SLOT_BYTES_MIN", 64 << 10)
+    options = dataclasses.replace(OPTIONS, spool_bytes=512 << 10)
+    size = 40_000
+
+    async def story(world: World) -> None:
+        servers = await start_servers(world)
+        client = Client(world, servers)
+        client.create()
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.write("old", b"o" * size)
+            await shell.files.sync()
+            for node in servers.nodes:
+                world.crash(node)
+            await shell.write("new", b"n" * size)
+            shell.rename("new", "old")
+            for letter in (b"a", b"b", b"c"):
+                await shell.write("old", letter * size)
+            await trio.sleep(60)
+            world.kill(client.node)
+
+        await client.session(work, options)
+        await servers.restart(*servers.nodes)
+
+        async def begin(parts: Parts) -> None:
+            await parts.journal.begun()
+            world.crash(client.node)
+
+        await client.session(begin, options)
+        other = Client(world, servers, "other")
+        other.create()
+        found = await other.session(look)
+        assert found is not None
+        assert found["old"] in (b"c" * size, b"o" * size)
 
     run_world(1, story)

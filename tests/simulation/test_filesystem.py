@@ -315,6 +315,37 @@ def test_a_server_that_lags_behind_does_not_pass_for_another_client() -> None:
     run_world(1, scenario)
 
 
+def test_however_often_a_mount_finds_no_server_it_knows_what_it_has_written() -> None:
+    """It was killed before it heard that its record had arrived; what is only here must not be set aside."""
+
+    async def scenario(world: World) -> None:
+        client, servers = await new_client(world)
+        for node in servers.nodes:
+            world.fabric.clog(node.name, "client", trio.current_time() + 1)
+
+        async def work(parts: Parts) -> None:
+            await Shell(parts).write("file", b"f" * 100)
+            for node in servers.nodes:
+                world.fabric.partition(node.name, "client")
+            with trio.move_on_after(3):
+                await Shell(parts).fsync("file")
+            await Shell(parts).write("more", b"m" * 100)
+            world.kill(client.node)
+
+        await client.session(work)
+        for node in servers.nodes:
+            world.kill(node)
+            world.fabric.unclog(node.name, "client")
+        for _ in range(70):
+            with pytest.raises(NotEnoughServers):
+                await client.session(work)
+        await servers.restart(*servers.nodes)
+        found = await client.session(lambda parts: Shell(parts).tree())
+        assert found == {"file": b"f" * 100, "more": b"m" * 100}
+
+    run_world(1, scenario)
+
+
 # ---- a client whose disk is older than the grid
 
 

@@ -268,3 +268,16 @@ def test_a_small_put_and_a_small_get_take_one_round_trip_each(round_trip_s: floa
     link = Link(round_trip_s=round_trip_s)
     for time in run_world(1, times_in_round_trips, link=link).result:
         assert time == pytest.approx(1, rel=0.06)
+
+
+def test_a_server_whose_disk_is_full_starts_again() -> None:
+    async def scenario(world: World) -> None:
+        node = world.add("s")
+        make_durably(world, node, DIRECTORY)
+        await world.start(node, server_program)
+        node.platter.capacity = node.platter.used()
+        world.kill(node)
+        await world.start(node, server_program)
+        assert node.is_up
+
+    run_world(1, scenario)

@@ -37,7 +37,7 @@ LINGER_S = 50.0
 to connect."""
 DISK_LINGER_S = 90.0
 """The same for the disk of a client: errors of the background are told to a later call."""
-RESTARTS_MAX = 60
+RESTARTS_MAX = 100
 DAY_NS = 24 * 3600 * 10**9
 
 
