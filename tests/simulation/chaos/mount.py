@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -18,6 +20,8 @@ from tests.simulation.chaos.model import Node, State
 from tests.simulation.filesystem import Client
 from tests.simulation.machine import World
 from tests.simulation.platter import MachineDead
+
+T = TypeVar("T")
 
 READ_STEP = 128 << 10
 PATIENCE_S = 900.0
@@ -165,22 +169,31 @@ def _node(names: Namespace, inode: Inode) -> Node:
 
 async def look(parts: Parts) -> State:
     """Everything that a mount shows. Waits while too few servers answer, but not for ever."""
-    state = skeleton(parts.files.namespace)
+    state = await _patiently("names", lambda: _checked_skeleton(parts))
     for ino in {ino: None for ino in state.paths.values() if state.nodes[ino].is_file}:
-        state.nodes[ino] = state.edit(ino, data=await _patiently(parts, ino)).nodes[ino]
+        state.nodes[ino] = state.edit(
+            ino, data=await _patiently(f"inode {ino}", partial(read_whole, parts, ino))
+        ).nodes[ino]
     return State(state.nodes, state.names)
 
 
-async def _patiently(parts: Parts, ino: int) -> bytes:
+async def _checked_skeleton(parts: Parts) -> State:
+    if problems := parts.log.metadata.check():
+        raise Violation("metadata", "; ".join(problems[:3]))
+    return skeleton(parts.files.namespace)
+
+
+async def _patiently(what: str, read: Callable[[], Awaitable[T]]) -> T:
+    """Again and again, but not for ever: servers may be away, or the disk may fail for a while."""
     begin = trio.current_time()
     while True:
         try:
-            return await read_whole(parts, ino)
+            return await read()
         except MachineDead:
             raise
         except (GridError, StorageError, OSError) as error:
             if trio.current_time() - begin > PATIENCE_S:
-                raise Violation("liveness", f"inode {ino} cannot be read: {error}") from error
+                raise Violation("liveness", f"{what} cannot be read: {error}") from error
             await trio.sleep(2)
 
 
