@@ -1,7 +1,7 @@
 """The composition root: the one place that builds the object graph of a mounted file system.
 
-`open_filesystem` builds everything below the front end on any `Machine`, the simulated one included;
-`gridfs.daemon` adds FUSE and the control socket for a real one.
+`open_filesystem`, and `follow_filesystem` for one that is only read, build everything below the front end on
+any `Machine`, the simulated one included; `gridfs.daemon` adds FUSE and the control socket for a real one.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gridfs.codec.headkeys import HeadKeys
 from gridfs.codec.keys import ReadKey
 from gridfs.config import Config
-from gridfs.files.finding import ask, newest_of
+from gridfs.files.finding import ask, config_of, newest_of
 from gridfs.grid.heads import HeadClient
 
 
@@ -38,16 +38,5 @@ async def join(clients: Mapping[bytes, HeadClient], key: ReadKey) -> Joined:
     if found is None:
         return Joined(None, newer, answers.silent)
     _, body, _ = found
-    settings = body.settings
-    config = Config(
-        file_system=settings.file_system,
-        k=settings.k,
-        n=settings.n,
-        happy=settings.happy,
-        shares_per_server=settings.shares_per_server,
-        head_servers=body.heads.servers,
-        recovery_public=key.recovery_public,
-        first_key=key.first_key,
-        head_generation=body.heads.generation,
-    )
+    config = config_of(body, key.first_key, key.recovery_public)
     return Joined(config, newer, answers.silent)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -24,7 +24,7 @@ from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
 from gridfs.exits import LOCKED, CommandError, sole
 from gridfs.files.claiming import TakenOver
-from gridfs.files.finding import Found, ask, judge
+from gridfs.files.finding import Found, ask, config_of, judge
 from gridfs.files.headstate import NOBODY, HeadState, load_head_state, save_head_state
 from gridfs.files.rebuilding import Owner, make_database
 from gridfs.grid.errors import NotEnoughServers
@@ -92,7 +92,7 @@ def plan(
     answer take their place. So they are where too few answered to be sure that what was found is the newest:
     then somebody has decided to take it for that.
     """
-    settings, body = found.body.settings, found.body
+    body = found.body
     heads, list_generation = body.heads.servers, body.heads.generation
     if found.lacking("quorum" if gives_up else "seeing") is not None:
         heads, list_generation = _other_heads(found, silent, roster), list_generation + 1
@@ -104,17 +104,11 @@ def plan(
         former, tree, epoch = (*former, tree), KeyTree(entropy.token(32)), 0
         masters = [*found.masters, tree.master]
         succession = recovery.endorse(found.next_generation, masters, entropy.token(12))
-    config = Config(
-        file_system=settings.file_system,
-        k=settings.k,
-        n=settings.n,
-        happy=settings.happy,
-        shares_per_server=settings.shares_per_server,
+    config = replace(
+        config_of(body, KeyTree(recovery.master).verifying_key, recovery.public),
         head_servers=heads,
-        recovery_public=recovery.public,
-        passphrase_command=passphrase_command,
-        first_key=KeyTree(recovery.master).verifying_key,
         head_generation=list_generation,
+        passphrase_command=passphrase_command,
         succession=succession,
     )
     return Plan(config, tree, former, epoch, is_successor=new_keys)

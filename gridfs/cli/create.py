@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from gridfs.assembly import LocalSealer
+from gridfs.assembly import LocalSealer, connected
 from gridfs.cli.reach import happiest
 from gridfs.cli.unlock import protect
 from gridfs.codec.keys import KeyTree, RecoveryKey
@@ -20,7 +20,6 @@ from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.roster import Roster, parse_roster
 from gridfs.host.home import folder_of, new_home, write_private
 from gridfs.meta.store import Metadata
-from storage.client import StorageClient
 from storage.ports import Machine
 from storage.system import system_machine
 
@@ -98,16 +97,10 @@ def head_servers(roster: Roster, n: int, happy: int) -> tuple[bytes, ...]:
 
 async def _ask_servers(machine: Machine, roster: Roster, request: CreateRequest, happy: int) -> None:
     """Every server must be who it should be; enough of them must be there."""
-    clients = {
-        server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
-    }
-    capacity = Capacity(clients, CapacityConfig(request.k, request.n, deadline_s=10.0))
-    async with trio.open_nursery() as nursery:
-        for client in clients.values():
-            await nursery.start(client.run)
+    async with connected(machine, roster) as clients:
+        capacity = Capacity(clients, CapacityConfig(request.k, request.n, deadline_s=10.0))
         await capacity.ask()
         states = {server_id: client.state for server_id, client in clients.items()}
-        nursery.cancel_scope.cancel()
     for server_id, state in states.items():
         if state.startswith("refused"):
             raise CommandError(f"{roster.name(server_id)}: {state}", FAILED)

@@ -8,8 +8,8 @@ from pathlib import Path
 import trio
 
 from gridfs.assembly import LocalSealer, connected
-from gridfs.cli.unlock import unlock
-from gridfs.codec.keys import BadKeyFile, KeyTree, ReadKey, ReadTree, WrongKey
+from gridfs.cli.unlock import read_printed, unlock
+from gridfs.codec.keys import KeyTree, ReadKey, ReadTree
 from gridfs.exits import FAILED, GRID_UNREACHABLE, NO_SUCH_FILE_SYSTEM, WRONG_KEY, CommandError
 from gridfs.grid.roster import parse_roster
 from gridfs.host.home import Home, folder_of, new_home, write_private
@@ -37,7 +37,7 @@ def follow_filesystem(name: str, servers: Path, read_key_file: Path) -> None:
     folder = folder_of(name)
     if folder.exists():
         raise CommandError(f"{folder} exists already; choose another name, or `gridfs forget` it", FAILED)
-    key = read_read_key(read_key_file)
+    key = read_printed(read_key_file, ReadKey.parse)
     text = servers.read_text(errors="replace")
     roster = parse_roster(text)
     machine = system_machine()
@@ -73,11 +73,3 @@ def follow_filesystem(name: str, servers: Path, read_key_file: Path) -> None:
         machine.disk.make_directory(draft.spool_path)
     print(f"made {folder} ({joined.config.k}-of-{joined.config.n}), to be read only")
     print(f"gridfs mount {name} MOUNTPOINT mounts it")
-
-
-def read_read_key(path: Path) -> ReadKey:
-    """The read key in a file. Raises WrongKey."""
-    try:
-        return ReadKey.parse(path.read_text(errors="replace"))
-    except BadKeyFile as error:
-        raise WrongKey(f"{path}: {error}") from None

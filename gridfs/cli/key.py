@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from gridfs.cli.unlock import Unlocked, new_slot, read_key_file, unlock
+from gridfs.cli.unlock import Unlocked, new_slot, read_key_file, read_printed, unlock
 from gridfs.codec.keyfile import KeyFile, check_name
-from gridfs.codec.keys import BadKeyFile, RecoveryKey, WrongKey
+from gridfs.codec.keys import RecoveryKey, WrongKey
 from gridfs.exits import FAILED, USAGE, CommandError
 from gridfs.host.home import Home, one_at_a_time, replace_private
 from storage.system import system_machine
@@ -83,18 +83,10 @@ def remove_key(name: str, slot_name: str) -> None:
 def check_recovery_key(name: str, path: Path) -> None:
     """Say whether a recovery key belongs to a file system. Raises WrongKey."""
     home = Home.find(name)
-    recovery = read_recovery_key(path)
+    recovery = read_printed(path, RecoveryKey.parse)
     if recovery.public != home.config().recovery_public:
         raise WrongKey(f"the recovery key in {path} belongs to another file system than {home.folder}")
     print(f"the recovery key in {path} belongs to {home.folder}")
-
-
-def read_recovery_key(path: Path) -> RecoveryKey:
-    """The printed key in a file. Raises WrongKey."""
-    try:
-        return RecoveryKey.parse(path.read_text(errors="replace"))
-    except BadKeyFile as error:
-        raise WrongKey(f"{path}: {error}") from None
 
 
 def _check(slot_name: str) -> None:

@@ -8,10 +8,9 @@ import time
 from dataclasses import replace
 
 from gridfs.assembly import MountOptions
-from gridfs.cli.follow import read_read_key
 from gridfs.cli.reach import happiest
-from gridfs.cli.unlock import unlock
-from gridfs.codec.keys import KeyTree, ReadTree
+from gridfs.cli.unlock import read_printed, unlock
+from gridfs.codec.keys import KeyTree, ReadKey, ReadTree
 from gridfs.config import Config
 from gridfs.control import client as control
 from gridfs.daemon.background import daemonize
@@ -56,7 +55,7 @@ def mount_filesystem(name: str, mountpoint: str, options: list[str], *, foregrou
     _check_fuse(chosen)
     keys: KeyTree | ReadTree
     if home.is_follower:
-        keys = read_read_key(home.read_key_path).tree
+        keys = read_printed(home.read_key_path, ReadKey.parse).tree
         chosen = replace(chosen, read_only=True, attr_timeout_s=min(chosen.attr_timeout_s, FOLLOWER_S))
     else:
         _check_count(home, config, roster)

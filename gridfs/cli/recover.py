@@ -12,8 +12,7 @@ from pathlib import Path
 import trio
 
 from gridfs.assembly import connected
-from gridfs.cli.key import read_recovery_key
-from gridfs.cli.unlock import protect
+from gridfs.cli.unlock import protect, read_printed
 from gridfs.codec.keys import RecoveryKey
 from gridfs.exits import (
     FAILED,
@@ -49,7 +48,7 @@ def recover_filesystem(request: RecoverRequest) -> None:
     folder = folder_of(request.name)
     if folder.exists():
         raise CommandError(f"{folder} exists already; choose another name, or `gridfs forget` it", FAILED)
-    recovery = read_recovery_key(request.recovery_key_file)
+    recovery = read_printed(request.recovery_key_file, RecoveryKey.parse)
     text = request.servers.read_text(errors="replace")
     roster = parse_roster(text)
     machine = system_machine()

@@ -9,13 +9,13 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from gridfs.assembly import connected
 from gridfs.control import client as control
 from gridfs.exits import CommandError
 from gridfs.grid.capacity import Capacity, CapacityConfig
 from gridfs.grid.roster import parse_roster
 from gridfs.host import mounts
 from gridfs.host.home import Home, NoSuchFileSystem
-from storage.client import StorageClient
 from storage.system import system_machine
 
 
@@ -50,16 +50,10 @@ async def _offline(home: Home) -> dict[str, Any]:
     config = home.config()
     roster = parse_roster(home.servers_path.read_text(errors="replace"))
     machine = system_machine()
-    clients = {
-        server.server_id: StorageClient(server.access, machine.network, machine.entropy) for server in roster
-    }
-    capacity = Capacity(clients, CapacityConfig(config.k, config.n))
-    async with trio.open_nursery() as nursery:
-        for client in clients.values():
-            await nursery.start(client.run)
+    async with connected(machine, roster) as clients:
+        capacity = Capacity(clients, CapacityConfig(config.k, config.n))
         await capacity.ask()
         states = {server_id: client.state for server_id, client in clients.items()}
-        nursery.cancel_scope.cancel()
     servers = []
     for server_id in clients:
         info = capacity.infos.get(server_id)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
 from gridfs.codec.keyfile import FIRST_SLOT, KeyFile, Slot, passphrase_slot, plain_slot
-from gridfs.codec.keys import WrongKey
+from gridfs.codec.keys import BadKeyFile, WrongKey
 from gridfs.config import Config
 from gridfs.exits import FAILED, CommandError
 from gridfs.host.home import Home
 from gridfs.host.passphrase import from_command, from_terminal
 from storage.ports import Entropy
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,14 @@ def read_key_file(home: Home) -> KeyFile:
     if home.is_follower:
         raise CommandError(f"{home.folder} is only read on this machine, which has no other key", FAILED)
     return KeyFile.parse(home.key_path.read_bytes())
+
+
+def read_printed(path: Path, parse: Callable[[str], T]) -> T:
+    """The printed key in a file, by `RecoveryKey.parse` or `ReadKey.parse`. Raises WrongKey."""
+    try:
+        return parse(path.read_text(errors="replace"))
+    except BadKeyFile as error:
+        raise WrongKey(f"{path}: {error}") from None
 
 
 def new_slot(name: str, master: bytes, command: str, entropy: Entropy) -> Slot | None:

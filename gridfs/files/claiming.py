@@ -76,8 +76,6 @@ class Claimer:
         """Whose folder this was when it was opened."""
         self._takes_over = takes_over
         self._generation = generation
-        self._is_settled = False
-        """What the newest record knows is here, data included."""
         self.has_quorum = False
         """W head servers have promised us the epoch."""
 
@@ -105,6 +103,7 @@ class Claimer:
             claim = await self._heads.claim(self._keys.claim(state.epoch, state.mount_id), patient=True)
             self._heads.require("quorum", claim.promised, "taking over from another client")
         await self._adopt(claim, was_new, knows)
+        self._history.forget()
         self.has_quorum = claim.has_quorum
 
     async def _claim_all(self) -> Claim:
@@ -112,11 +111,7 @@ class Claimer:
         state = self._state
         epoch, step = max(state.epoch, self._keys.epoch_floor) + 1, 1
         while True:
-            # Durable before it is used: after a crash, of the machine too, the newest record must be known
-            # as our own, and an epoch must not begin twice.
-            state.epoch = epoch
-            self._gatherer.save()
-            await self._log.settle()
+            await self._rise(epoch)
             claim = await self._heads.claim(self._keys.claim(epoch, state.mount_id))
             while not claim.refused and claim.is_heard and self._follow(claim.newest):
                 claim = await self._heads.claim(self._keys.claim(epoch, state.mount_id))
@@ -127,6 +122,13 @@ class Claimer:
                 return claim
             await self._check_keys()
             epoch, step = epoch + step, step * 2
+
+    async def _rise(self, epoch: int) -> None:
+        """Take an epoch, durable before it is used: after a crash, of the machine too, the newest record must
+        be known as our own, and an epoch must not begin twice."""
+        self._state.epoch = epoch
+        self._gatherer.save()
+        await self._log.settle()
 
     def _follow(self, newest: HeadRecord | None) -> bool:
         """Turn to the head servers that the newest record names; returns whether these are others."""
@@ -175,9 +177,8 @@ class Claimer:
             if before.count(claim.refusers):
                 await self._check_keys()
                 raise TakenOver("another client has claimed this file system")
-            state.epoch, step = state.epoch + step, step * 2
-            self._gatherer.save()
-            await self._log.settle()
+            await self._rise(state.epoch + step)
+            step *= 2
         self._heads.require("quorum", claim.promised, "changing the head servers")
 
     async def _look_first(self, knows: frozenset[bytes]) -> None:
@@ -219,7 +220,6 @@ class Claimer:
                 logger.warning("the head servers that answered know no record of this file system")
             return
         body = self._history.body(newest)
-        is_latest = newest.record_hash() == state.previous
         is_known = self._is_known(newest, knows)
         if self._is_older(newest):
             if body.gathered >= state.emptied:
@@ -234,7 +234,7 @@ class Claimer:
                 reason = "nothing proves that the grid goes on from what this machine has"
                 raise self._rebuild_needed(reason, newest, body, keeps_spool=False)
         is_ahead = body.last > self._log.number
-        carried = [] if is_latest and self._is_settled else await self._history.carried(newest)
+        carried = await self._history.carried(newest)
         if is_ahead:
             await self._roll_forward(newest, body, keeps_spool=is_known)
         if carried:
@@ -252,7 +252,6 @@ class Claimer:
         if is_ahead or carried:
             # The spool goes on behind what it lacks: only once nothing can undo that any more.
             await self._log.settle()
-        self._is_settled = True
 
     def _check_stranger(self, newest: HeadRecord, body: HeadBody) -> None:
         """The newest record is of no run of this folder: of another client, or of a copy of this folder that

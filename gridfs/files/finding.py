@@ -15,6 +15,7 @@ import trio
 
 from gridfs.codec.headlist import HeadList, Need
 from gridfs.codec.keys import KeyTree, ReadTree, RecoveryKey, WrongKey
+from gridfs.config import Config
 from gridfs.grid.heads import HeadClient
 from gridfs.meta.operations import Commit, Drop, Operation, Retire, SetAttributes, Together, decode
 from gridfs.meta.records import HeadBody, open_head
@@ -136,6 +137,22 @@ def newest_of(
                     continue
                 return record, body, tree
     return None
+
+
+def config_of(body: HeadBody, first_key: bytes, recovery_public: bytes) -> Config:
+    """The configuration of a file system, as a record tells it."""
+    settings = body.settings
+    return Config(
+        file_system=settings.file_system,
+        k=settings.k,
+        n=settings.n,
+        happy=settings.happy,
+        shares_per_server=settings.shares_per_server,
+        head_servers=body.heads.servers,
+        recovery_public=recovery_public,
+        first_key=first_key,
+        head_generation=body.heads.generation,
+    )
 
 
 def _time_of(operation: Operation) -> int | None:

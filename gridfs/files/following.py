@@ -47,7 +47,7 @@ class FollowConfig:
 
 
 class Follower:
-    """Keeps one mount's metadata up to date. Runs no task of its own: see `run`."""
+    """Keeps one mount's metadata up to date, for as long as `run` runs."""
 
     def __init__(
         self,
@@ -151,6 +151,7 @@ class Follower:
         news = await heads.news(after, counts)
         while news.newest is not None and self._turn_to(self._history.body(news.newest)):
             news = await heads.news(after, counts)
+        self._history.learn(news.records)
         heads.require("quorum", news.answered, "reading the head log")
         if news.strange and news.kept is None:
             await self._check_keys()

@@ -6,6 +6,7 @@ rolled forward with it before anything is written.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import trio
@@ -21,6 +22,8 @@ from storage.format.head import GENESIS, HeadRecord, fits
 
 JOURNAL_BYTES_AT_ONCE = 16 << 20
 """Bytes of journal packs that are read in one round trip."""
+KNOWN_BYTES_MAX = 32 << 20
+"""Head records in memory beyond this are forgotten when more come: far above what one may rest on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,6 @@ class _Recalled:
 
     newest: bytes
     """Hash of the record that it is for."""
-    records: list[HeadRecord] | None = None
-    """None: they were not needed."""
     base: tuple[Base, JournalBody | None] | None = None
     journals: list[JournalBody] | None = None
 
@@ -59,13 +60,40 @@ class History:
         self._log = keys.log
         self._readable = [(tree.verifying_key, tree.journal_key) for tree in (keys.tree, *keys.former)]
         self._recalled: _Recalled | None = None
+        self._known: dict[bytes, HeadRecord] = {}
+        """Records by their hash, which is how others name them: one is never asked for again."""
+        self._known_bytes = 0
+        self._opened: dict[bytes, HeadBody] = {}
+        """Of records that are known."""
 
     def body(self, record: HeadRecord) -> HeadBody:
         """Check a record's signature and open it. Raises Corrupt."""
+        name = record.record_hash()
+        opened = self._opened.get(name)
+        if opened is not None:
+            return opened
         journal_key = self._journal_key(record)
         if journal_key is None:
             raise Corrupt(f"head record {record.epoch}.{record.sequence} is forged")
-        return open_head(record.payload, journal_key, record.epoch, record.sequence)
+        body = open_head(record.payload, journal_key, record.epoch, record.sequence)
+        if name in self._known:
+            self._opened[name] = body
+        return body
+
+    def learn(self, records: Iterable[HeadRecord]) -> None:
+        """Keep records that somebody has read: what is asked about newer ones may rest on them."""
+        if self._known_bytes > KNOWN_BYTES_MAX:
+            self.forget()
+        for record in records:
+            if self._known.setdefault(record.record_hash(), record) is record:
+                self._known_bytes += len(record.payload)
+
+    def forget(self) -> None:
+        """Keep nothing in memory any longer."""
+        self._recalled = None
+        self._known.clear()
+        self._opened.clear()
+        self._known_bytes = 0
 
     def _journal_key(self, record: HeadRecord) -> bytes | None:
         """Journal key of the generation that signed a record."""
@@ -78,13 +106,10 @@ class History:
         body = self.body(newest)
         recalled = _Recalled(newest.record_hash())
 
-        async def read_records() -> None:
-            recalled.records = await self._records(newest, body)
-
         reaches_back = body.after not in (body.checkpointed, body.gathered)
         async with trio.open_nursery() as nursery:
             if reaches_back or (body.carries and not body.begins):
-                nursery.start_soon(read_records)
+                nursery.start_soon(self._read_records)
             recalled.base = base, journal = await self._base(newest, body)
             recalled.journals = await self._journals(base, journal, body.checkpointed)
         self._recalled = recalled
@@ -104,15 +129,13 @@ class History:
         pieces = [body.operations]
         reached = body.after
         previous = newest.previous
-        if reached > number and reached != body.gathered:
-            known = {record.record_hash(): record for record in await self._records(newest, body)}
-            while reached > number and reached != body.gathered:
-                record = known.get(previous)
-                if record is None:
-                    raise Corrupt(f"the head log lacks the operations before {reached}")
-                earlier = self.body(record)
-                pieces.append(earlier.operations)
-                reached, previous = earlier.after, record.previous
+        while reached > number and reached != body.gathered:
+            record = await self._record(previous)
+            if record is None:
+                raise Corrupt(f"the head log lacks the operations before {reached}")
+            earlier = self.body(record)
+            pieces.append(earlier.operations)
+            reached, previous = earlier.after, record.previous
         base, journal = await self._base(newest, body)
         if not number and base.checkpoint is not None:
             raise BehindCheckpoint("there is a checkpoint to begin with")
@@ -146,11 +169,8 @@ class History:
             return []
         bodies = [body]
         previous = newest.previous
-        known: dict[bytes, HeadRecord] | None = None
         while not bodies[-1].begins:
-            if known is None:
-                known = {record.record_hash(): record for record in await self._records(newest, body)}
-            record = known.get(previous)
+            record = await self._record(previous)
             if record is None:
                 raise Corrupt("the head log lacks records with synced data")
             bodies.append(self.body(record))
@@ -162,18 +182,20 @@ class History:
         far as the head servers keep them."""
         if ancestor == GENESIS:
             return True
-        known = {record.record_hash(): record for record in await self._records(newest, self.body(newest))}
         record: HeadRecord | None = newest
         while record is not None and ancestor not in (record.record_hash(), record.previous):
-            record = known.get(record.previous)
+            record = await self._record(record.previous)
         return record is not None
 
-    async def _records(self, newest: HeadRecord, body: HeadBody) -> list[HeadRecord]:
+    async def _record(self, name: bytes) -> HeadRecord | None:
+        """The record with this hash; None where the head servers do not keep it."""
+        if name not in self._known and name != GENESIS:
+            await self._read_records()
+        return self._known.get(name)
+
+    async def _read_records(self) -> None:
         """All that the head servers keep; enough of them, that none which a quorum has can be missing."""
-        recalled = self._recall_of(newest)
-        if recalled is not None and recalled.records is not None:
-            return recalled.records
-        return await self._heads.records(surely=True)
+        self.learn(await self._heads.records(surely=True))
 
     async def _base(self, newest: HeadRecord, body: HeadBody) -> tuple[Base, JournalBody | None]:
         """What a record rests on, and its newest journal pack where that had to be read to know."""

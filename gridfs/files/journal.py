@@ -1,9 +1,9 @@
 """The journal: operations leave this machine in order, as head log records and journal packs.
 
-`run` claims an epoch from the head servers, then ships what the metadata's outbox holds: small amounts
-inline in a record, larger ones gathered into a journal pack that a record names. `shipped` waits until
-everything up to a number is on W head servers, `synced` for a file's data too, of which little travels
-in the record itself; all who wait share one record (group commit).
+Once the mount has its epoch (`claiming`), `run` ships what the metadata's outbox holds: small amounts inline
+in a record, larger ones gathered into a journal pack that a record names. `shipped` waits until everything up
+to a number is on W head servers, `synced` for a file's data too, of which little travels in the record
+itself; all who wait share one record (group commit).
 
 Order rules kept here: a record never names data that is not stored (`barriers`); the first record of an
 epoch, and the first after gathering, stands for itself (`carrying`); the outbox is emptied only after W

@@ -37,6 +37,7 @@ from gridfs.files.log import OperationLog
 from gridfs.grid.errors import GridError
 from gridfs.grid.uploader import Receipt, Uploader
 from gridfs.meta.operations import KIND_DATA, Commit, ExtentRecord, PackRecord
+from gridfs.meta.packs import as_record
 from gridfs.meta.store import key_hash
 from storage.errors import Corrupt, Exhausted, StorageError, Unavailable
 from storage.ports import Machine
@@ -305,17 +306,7 @@ class Writer:
         if (pack.k, pack.n) != (self._config.k, self._config.n):
             return None
         self.packs_known += 1
-        return PackRecord(
-            pack_id=pack.pack_id,
-            k=pack.k,
-            n=pack.n,
-            stream_length=pack.stream_length,
-            key=key,
-            convergent=True,
-            places=list(pack.places),
-            missing=list(pack.missing),
-            kind=KIND_DATA,
-        )
+        return as_record(pack)
 
     async def _upload(self, sealed: SealedPack) -> Receipt:
         delay = self._config.retry_s

@@ -82,6 +82,8 @@ class News:
     """Records that a reader has not seen yet."""
 
     answered: Collection[ServerId]
+    records: Collection[HeadRecord]
+    """All that are genuine."""
     newest: HeadRecord | None
     """The newest of any server; it may be given up, where fewer than a quorum have it."""
     kept: HeadRecord | None
@@ -197,14 +199,12 @@ class HeadServers:
             return await client.head_read(self._log, after, LOG_BYTES_MAX)
 
         answers = await self._ask_all(ask, "reading the head log", "none", until="quorum")
-        holders: dict[HeadRecord, set[ServerId]] = {}
-        is_strange = False
+        shown: dict[HeadRecord, set[ServerId]] = {}
         for server, records in answers.items():
             for record in records:
-                if self._is_genuine is not None and not self._is_genuine(record):
-                    is_strange = True
-                else:
-                    holders.setdefault(record, set()).add(server)
+                shown.setdefault(record, set()).add(server)
+        is_genuine = self._is_genuine or (lambda _: True)
+        holders = {record: servers for record, servers in shown.items() if is_genuine(record)}
         newest_first = sorted(holders, key=lambda record: record.stamp, reverse=True)
         kept = next(
             (
@@ -220,7 +220,9 @@ class HeadServers:
             for each in itertools.takewhile(lambda each: each != kept, newest_first)
         )
         newest = newest_first[0] if newest_first else None
-        return News(answers.keys(), newest, kept, may_be_old, is_strange)
+        return News(
+            answers.keys(), holders.keys(), newest, kept, may_be_old, strange=len(holders) < len(shown)
+        )
 
     async def append(self, record: HeadRecord) -> None:
         """Store a record on a quorum of servers. Raises Conflict if too few took it and any says that another

@@ -15,9 +15,9 @@ import apsw
 
 from gridfs.meta import schema
 from gridfs.meta.operations import KIND_DATA, PackRecord
-from gridfs.meta.packs import Packs
+from gridfs.meta.packs import Packs, as_record
 from gridfs.meta.ranges import ROOT_VERSION, KeptPart, PartPlace, Root, Row, decode_part, encode_parts
-from gridfs.meta.rows import Pack, Sealer
+from gridfs.meta.rows import Sealer
 from gridfs.meta.schema import BUCKET_BITS, FAMILIES, Table
 
 SPARSE = 4
@@ -131,21 +131,6 @@ _RANGES = (
     " WHERE NOT EXISTS (SELECT 1 FROM taken t WHERE t.family = k.family AND t.bucket = k.bucket)"
     " GROUP BY k.pack HAVING sum(k.run_length) * ? < max(p.stream_length)) ORDER BY 1, 2"
 )
-
-
-def as_record(pack: Pack) -> PackRecord:
-    """A pack as records and checkpoints name it."""
-    return PackRecord(
-        pack_id=pack.pack_id,
-        k=pack.k,
-        n=pack.n,
-        stream_length=pack.stream_length,
-        key=pack.key,
-        convergent=pack.convergent,
-        places=list(pack.places),
-        missing=list(pack.missing),
-        kind=pack.kind,
-    )
 
 
 class Checkpoints:

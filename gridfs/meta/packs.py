@@ -32,6 +32,21 @@ def key_hash(key: bytes) -> bytes:
     return blake3(key, derive_key_context="gridfs 2026 convergent key lookup").digest()
 
 
+def as_record(pack: Pack) -> PackRecord:
+    """A pack as records and checkpoints name it."""
+    return PackRecord(
+        pack_id=pack.pack_id,
+        k=pack.k,
+        n=pack.n,
+        stream_length=pack.stream_length,
+        key=pack.key,
+        convergent=pack.convergent,
+        places=list(pack.places),
+        missing=list(pack.missing),
+        kind=pack.kind,
+    )
+
+
 class Packs:
     """Tables `pack`, `server` and `garbage`. The cache holds at most CACHED_PACKS_MAX opened packs."""
 

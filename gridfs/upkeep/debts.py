@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from gridfs.files.log import OperationLog
@@ -27,6 +28,7 @@ from gridfs.grid.errors import GridError, short
 from gridfs.grid.roster import ServerId
 from gridfs.grid.uploader import Uploader
 from gridfs.meta.operations import Commit, PackRecord
+from gridfs.meta.packs import as_record
 from gridfs.meta.store import Pack
 from storage.errors import Missing, StorageError
 from storage.format.share import Geometry
@@ -170,14 +172,8 @@ class Debts:
 
 
 def _with_places(pack: Pack, found: dict[int, ServerId]) -> PackRecord:
-    return PackRecord(
-        pack_id=pack.pack_id,
-        k=pack.k,
-        n=pack.n,
-        stream_length=pack.stream_length,
-        key=pack.key,
-        convergent=pack.convergent,
+    return msgspec.structs.replace(
+        as_record(pack),
         places=[found.get(number, place) for number, place in enumerate(pack.places)],
         missing=[number for number in pack.missing if number not in found],
-        kind=pack.kind,
     )
