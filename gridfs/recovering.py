@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 import trio
 
 from gridfs.assembly import Grid, LocalSealer, MountOptions, Parts, head_keys, reach, run_filesystem
+from gridfs.codec.headkeys import HeadKeys
 from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
 from gridfs.exits import LOCKED, CommandError, sole
-from gridfs.files.claiming import TakenOver
+from gridfs.files.claiming import TakenOver, is_settled
 from gridfs.files.finding import Found, ask, config_of, judge
 from gridfs.files.headstate import NOBODY, HeadState, load_head_state, save_head_state
 from gridfs.files.rebuilding import Owner, make_database
@@ -32,7 +33,6 @@ from gridfs.grid.heads import Claim
 from gridfs.grid.roster import Roster
 from gridfs.meta.store import Metadata
 from storage.client import StorageClient
-from storage.headlog import HeadClaim
 from storage.ports import Entropy, Machine
 
 BEGIN_S_MAX = 60.0
@@ -157,10 +157,9 @@ async def rebuild(
                 nursery.start_soon(grid.history.recall, found.record)
                 making = (machine, grid.downloader, sealer, found.body, database, owner, plan.epoch)
                 nursery.start_soon(make_database, *making)
-                claim = await _claim(grid, keys.claim(state.epoch, state.mount_id))
-            if claim is not None:
-                _note_claim(machine, sealer, database, state)
-            options = MountOptions()
+                claim = await _claim(grid, keys, state)
+            _note_claim(machine, sealer, database, state)
+            options = MountOptions(takeover=True)
             running = run_filesystem(machine, plan.config, grid, database, spool_directory, options, claim)
             async with running as parts:
                 return await _take_over(parts, plan, began)
@@ -171,14 +170,19 @@ async def rebuild(
         raise cause from None
 
 
-async def _claim(grid: Grid, claim: HeadClaim) -> Claim | None:
-    """Claim the next epoch; None where somebody has it already, which the journal looks into. Without a
-    quorum the machine that wrote last might go on."""
-    answer = await grid.heads.claim(claim, patient=True)
-    if answer.refused:
-        return None
-    grid.heads.require("quorum", answer.promised, "taking over from another client")
-    return answer
+async def _claim(grid: Grid, keys: HeadKeys, state: HeadState) -> Claim:
+    """Claim the epoch in the state, or one above those that are promised to others. Without a quorum the
+    machine that wrote last might go on. Raises NotEnoughServers; TakenOver where there are newer keys."""
+    step = 1
+    while True:
+        claim = await grid.heads.claim(keys.claim(state.epoch, state.mount_id), patient=True)
+        if is_settled(claim, step):
+            break
+        if any(keys.yields_to(standing.succession) for standing in await grid.heads.look()):
+            raise TakenOver("another recovery has made new keys")
+        state.epoch, step = state.epoch + step, step * 2
+    grid.heads.require("quorum", claim.promised, "taking over from another client")
+    return claim
 
 
 def _note_claim(machine: Machine, sealer: LocalSealer, database: str, claimed: HeadState) -> None:

@@ -28,6 +28,9 @@ from storage.ports import Machine
 
 logger = logging.getLogger(__name__)
 
+RISE_MAX = 4096
+"""Steps are doubled up to this. Epochs are not given away: a generation of keys has 2**40 of them."""
+
 
 class TakenOver(Exception):
     """Another mount writes this file system now. `str()` is one line for a person."""
@@ -41,6 +44,15 @@ class ShutOut(TakenOver):
             "this machine was shut out: the file system has new keys; `gridfs spool export` gets out what is "
             "only here, `gridfs forget` and then `gridfs recover` with the recovery key let it in again"
         )
+
+
+def is_settled(claim: Claim, step: int) -> bool:
+    """Whether to go on with what was promised, and not to claim an epoch that is higher by `step`.
+
+    Somebody may have promised another one long ago, and is to keep our records, too. Who refuses however
+    high the epoch is may lie: a quorum can do without him, as every other quorum has one who promised.
+    """
+    return not claim.refused or (step > RISE_MAX and claim.has_quorum)
 
 
 class Claimer:
@@ -109,19 +121,20 @@ class Claimer:
     async def _claim_all(self) -> Claim:
         """Claim an epoch that nobody has, from those who are the head servers by the newest record."""
         state = self._state
-        epoch, step = max(state.epoch, self._keys.epoch_floor) + 1, 1
+        patient, epoch, step = False, max(state.epoch, self._keys.epoch_floor) + 1, 1
         while True:
             await self._rise(epoch)
-            claim = await self._heads.claim(self._keys.claim(epoch, state.mount_id))
-            while not claim.refused and claim.is_heard and self._follow(claim.newest):
-                claim = await self._heads.claim(self._keys.claim(epoch, state.mount_id))
+            made = self._keys.claim(epoch, state.mount_id)
+            claim = await self._heads.claim(made, patient=patient)
+            while is_settled(claim, step) and claim.is_heard and self._follow(claim.newest):
+                claim = await self._heads.claim(made, patient=patient)
             if not claim.is_heard:
                 needed = self._heads.now.needed("seeing")
                 raise NotEnoughServers("asking the head servers", claim.promises, needed)
-            if not claim.refused:
+            if is_settled(claim, step):
                 return claim
             await self._check_keys()
-            epoch, step = epoch + step, step * 2
+            patient, epoch, step = step * 2 > RISE_MAX, epoch + step, step * 2
 
     async def _rise(self, epoch: int) -> None:
         """Take an epoch, durable before it is used: after a crash, of the machine too, the newest record must
@@ -172,7 +185,7 @@ class Claimer:
         assert before is not None
         while True:
             claim = await self._heads.claim(self._keys.claim(state.epoch, state.mount_id), patient=True)
-            if not claim.refused:
+            if is_settled(claim, step):
                 break
             if before.count(claim.refusers):
                 await self._check_keys()

@@ -19,19 +19,22 @@ from gridfs.codec.keys import KeyTree, RecoveryKey
 from gridfs.config import Config
 from gridfs.exits import CommandError, sole
 from gridfs.files import checkpointing, journal
-from gridfs.files.claiming import ShutOut, TakenOver
+from gridfs.files.claiming import RISE_MAX, ShutOut, TakenOver
 from gridfs.grid.errors import GridError, NotEnoughServers
 from gridfs.grid.heads import HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.recovering import Rebuilt, find, plan, rebuild
 from storage.client import StorageClient
-from storage.errors import StorageError, Unavailable
+from storage.errors import Conflict, StorageError, Unavailable
 from storage.format.head import EPOCH_BITS, generation_of
+from storage.identity import Account
 from storage.ports import Machine
+from storage.service import Service
+from storage.wire import messages as wire
 from tests.simulation import filesystem
 from tests.simulation.filesystem import DATABASE, HOME, OPTIONS, SPOOL, Client, Servers, Shell, start_servers
 from tests.simulation.machine import World, run_world
-from tests.simulation.platter import MachineDead
+from tests.simulation.platter import MachineDead, Platter
 from tests.simulation.test_filesystem_crash import go_on, look
 
 # SQLite, whose machine dies while it makes a database, cannot close what it opened, and says so.
@@ -497,9 +500,9 @@ def test_recoveries_at_once_end_with_one_owner(monkeypatch: pytest.MonkeyPatch, 
     staged(seed, monkeypatch, story)
 
 
-@pytest.mark.parametrize("checkpoints", [0, 1])
+@pytest.mark.parametrize(("before", "checkpoints"), [(0, 0), (0, 1), (1, 1)])
 def test_what_the_old_machine_writes_during_a_recovery_is_there(
-    monkeypatch: pytest.MonkeyPatch, checkpoints: int
+    monkeypatch: pytest.MonkeyPatch, before: int, checkpoints: int
 ) -> None:
     """Between the look and the claim: what was read ahead of an older record is of no use, and not used."""
     monkeypatch.setattr(journal, "GATHER_BYTES", 4000)
@@ -510,6 +513,9 @@ def test_what_the_old_machine_writes_during_a_recovery_is_there(
             shell = Shell(parts)
             await shell.write("before", b"b" * 3000)
             await shell.fsync("before")
+            while parts.checkpointer.count < before:
+                await shell.write("file", b"content")
+                await shell.fsync("file")
             new = Computer(stage.world, stage.servers, "new")
             machine = stage.world.boot(new.node)
             machine.disk.make_directory(HOME)
@@ -521,9 +527,9 @@ def test_what_the_old_machine_writes_during_a_recovery_is_there(
                     name = f"during-{number}-{'x' * 60}"
                     await shell.write(name, b"%d" % number)
                     await shell.fsync(name)
-                    if checkpoints and parts.checkpointer.count:
+                    if checkpoints and parts.checkpointer.count > before:
                         break
-                assert parts.checkpointer.count == checkpoints
+                assert parts.checkpointer.count == before + checkpoints
                 expected = await shell.tree()
                 decided = plan(found, silent, roster, RECOVERY, machine.entropy)
                 new.config, new.tree = decided.config, decided.tree
@@ -535,6 +541,52 @@ def test_what_the_old_machine_writes_during_a_recovery_is_there(
         assert await new.session(look) == expected
 
     staged(5, monkeypatch, story)
+
+
+@pytest.mark.parametrize("times", [1, 5, 1000])
+def test_one_head_server_that_refuses_claims_stops_neither_recovery_nor_mount(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """It may have promised a higher epoch to somebody, and not have said so when it was asked; or it lies."""
+    monkeypatch.setattr(journal, "GATHER_BYTES", 4000)
+    monkeypatch.setattr(checkpointing, "JOURNAL_PACKS_MAX", 2)
+    perform = Service.perform
+    refused = 0
+
+    async def stubborn(self: Any, account: Account, request: wire.AnyRequest) -> wire.Reply:
+        nonlocal refused
+        is_it = self._backend._disk.platter is platter
+        if is_it and isinstance(request, wire.HeadClaim) and refused < times:
+            refused += 1
+            raise Conflict("epoch 2**39 is promised")
+        return await perform(self, account, request)
+
+    async def story(stage: Stage) -> int:
+        nonlocal platter
+        platter = stage.servers.nodes[5].platter
+
+        async def work(parts: Parts) -> None:
+            shell = Shell(parts)
+            while not parts.checkpointer.count:
+                await shell.write("file", b"content")
+                await shell.fsync("file")
+
+        await stage.old.session(work)
+        monkeypatch.setattr(Service, "perform", stubborn)
+        new = await stage.recover()
+        assert new is not None
+        assert refused
+        found = await new.session(look)
+        assert found == {**stage.synced, "file": b"content"}
+        await cannot_write(stage.old)
+
+        async def epoch(parts: Parts) -> int:
+            return parts.journal.state.epoch
+
+        return await new.session(epoch) or 0
+
+    platter: Platter | None = None
+    assert 0 < staged(6, monkeypatch, story) < 8 * RISE_MAX
 
 
 # ---- who answers ------------------------------------------------------------------------------------
