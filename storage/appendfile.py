@@ -120,9 +120,13 @@ class AppendFile:
                 self.cut(self.end)
             except OSError as second:
                 # What the disk holds behind the end is now unknown, so nothing may follow it.
-                self._broken = f"disk failed ({second.strerror}); the server must be started anew"
+                self.refuse(f"disk failed ({second.strerror})")
             raise disk_error(error, "append") from error
         self.end = batch.end
+
+    def refuse(self, reason: str) -> None:
+        """Take nothing any more, until the process starts anew."""
+        self._broken = f"{reason}; the server must be started anew"
 
     def cut(self, end: int) -> None:
         """Drop what lies from `end` on, durably."""

@@ -154,7 +154,8 @@ class DirtyData:
             case Drop(ino=ino):
                 self.dropped(ino)
             case Clone(ino=ino, source=copied):
-                self.cloned(copied, ino)
+                if self.cloned(copied, ino):
+                    self._log.order(number)
             case Rename(ino=ino, replaced=other, exchange=exchange) if other:
                 self.renamed(number, [ino, other] if exchange else [ino])
             case Together(parts=parts):

@@ -180,8 +180,10 @@ class Trees:
         operation = Clone(ino, source.ino, parent, name, read_only, self._clock.now_ns())
         number, _ = self._log.record(operation)
         if self._contents.cloned(source.ino, ino, number):
-            # Elsewhere it would have bytes that the source had before: those never were in the clone.
+            # Elsewhere, or here after a loss of power, it would have bytes that the source had before: those
+            # never were in the clone.
             self._journal.hold(number, ino)
+            self._log.order(number)
         return ino
 
     def _set_times(self, ino: int, like: Inode) -> None:

@@ -73,18 +73,20 @@ class Volumes:
 
     def settle(self, followed: Position) -> None:
         """Make durable what lies behind `followed`, up to where it is known to be: only the newest volume can
-        have such entries. Before anybody counts on them. Raises OSError."""
+        have such entries, and a header of that kind. Before anybody counts on them. Raises OSError."""
         if self.sizes:
             newest = max(self.sizes)
             volume = AppendFile.open(self._disk, self.path(newest), MAGIC)
             try:
-                volume.settle(followed.offset if followed.volume == newest else FILE_HEADER_SIZE)
+                volume.settle(followed.offset if followed.volume == newest else 0)
             finally:
                 volume.close()
 
     def begin(self) -> None:
         """Append to the newest volume from now on; the first is made where there is none. Raises OSError."""
         if self.sizes:
+            # Who made it may have ended, or met a failing disk, before its name was durable.
+            self._disk.sync_directory(self._directory)
             self._active = AppendFile.open(self._disk, self.path(max(self.sizes)), MAGIC)
         else:
             self._rotate(1)

@@ -138,8 +138,10 @@ class HeadJournal:
             if FILE_NAME not in names:
                 self._create_empty()
                 return {}
+            # Who put the file in its place may have ended before that was durable.
+            self._disk.sync_directory(self._directory)
             self._file = AppendFile.open(self._disk, self._path, MAGIC)
-            self._file.settle(FILE_HEADER_SIZE)
+            self._file.settle(0)
             return self._replay(self._file)
         except OSError as error:
             raise disk_error(error, f"open {self._path}") from error
@@ -188,7 +190,8 @@ class HeadJournal:
     def rewrite(self, logs: Iterable[HeadLog]) -> Rewritten:
         """Write everything that is kept to a new file; `adopt` then makes it the one in use.
 
-        Raises Exhausted or Unavailable; then the old file goes on.
+        Raises Exhausted or Unavailable; then the old file goes on, or takes nothing more where the new one
+        may have its name.
         """
         path = f"{self._path}.new"
         try:
@@ -199,13 +202,19 @@ class HeadJournal:
             fresh = self._copy(logs, new)
             new.file.sync()
             self._disk.replace(path, self._path)
-            self._disk.sync_directory(self._directory)
         except OSError as error:
             new.close()
             raise disk_error(error, "rewrite head logs") from error
         except BaseException:
             new.close()
             raise
+        try:
+            self._disk.sync_directory(self._directory)
+        except OSError as error:
+            # Whoever starts anew finds the one or the other: what only one has must not be acknowledged.
+            new.close()
+            self._open_file.refuse(f"disk failed ({error.strerror})")
+            raise disk_error(error, "rewrite head logs") from error
         return Rewritten(new, fresh)
 
     def adopt(self, rewritten: Rewritten) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 
 import pytest
@@ -19,6 +18,7 @@ from tests.storage.test_backend_contract import body, contents, key, lease, shar
 CONFIG = DiskConfig(reserve_bytes=0, volume_size_max=8000, removals_max=2)
 BIG = 66_000
 KEYS = [key(seed) for seed in range(1, 9)]
+LATE = key(9)
 SIZES = [1000, BIG, 3000, BIG, 1000, BIG, 2000, BIG]
 
 
@@ -92,10 +92,10 @@ def test_power_failure_before_every_disk_operation() -> None:
     assert operation > 300, "the sweep reached the end of the exercise"
 
 
-async def run_and_fail(world: World, operation: str, skip: int, count: int) -> bool:
+async def run_and_fail(world: World, operation: str, skip: int, count: int, gives_up: bool) -> bool:
     """The disk fails `count` times; what is put again is there or not, and is whole where it is told to be.
 
-    True if it failed.
+    `gives_up`: after the first failure nothing is put until the next start. True if it failed.
     """
     node = world.add("s")
     backend = await world.start(node, serve)
@@ -104,30 +104,35 @@ async def run_and_fail(world: World, operation: str, skip: int, count: int) -> b
     if operation == "sync":  # nor can what was not synced be cut off again
         faults.append(DiskFault("resize", errno.EIO, "/d", count=1))
     node.platter.faults.extend(faults)
-    for _ in range(3):
-        for which, size in zip(KEYS, SIZES, strict=True):
-            with contextlib.suppress(StorageError):
-                await backend.store([share(which, size, lease(1))])
-    failed = faults[0] not in node.platter.faults or faults[0].count < count
+    puts = [*zip(KEYS, SIZES, strict=True), *((key(seed), 2500) for seed in range(10, 20))]
+    for which, size in (*puts, *puts):
+        try:
+            await backend.store([share(which, size, lease(1))])
+        except StorageError:
+            if gives_up:
+                break
+    failed = faults[0].count < count
     node.platter.faults.clear()
     world.kill(node)
     backend = await world.start(node, serve)
-    there = [which for which in KEYS if backend.has([which]) == [True]]
+    await backend.store([share(LATE, 500, lease(1))])
+    assert contents(backend, LATE) == body(LATE, 500)[:500]
+    there = [(which, size) for which, size in puts if backend.has([which]) == [True]]
     # What is told to be there is durable: a put is answered with it.
     world.crash(node)
     backend = await world.start(node, serve)
-    for which, size in zip(KEYS, SIZES, strict=True):
-        if which in there:
-            assert contents(backend, which) == body(which, size)[:size], which
+    for which, size in there:
+        assert contents(backend, which) == body(which, size)[:size], which
+    assert contents(backend, LATE) == body(LATE, 500)[:500]
     return failed
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("count", "gives_up"), [(1, False), (1, True), (3, False)])
 @pytest.mark.parametrize("operation", ["write", "sync", "sync_directory"])
 def test_a_disk_that_fails_leaves_nothing_that_is_told_to_be_there_and_is_not(
-    operation: str, count: int
+    operation: str, count: int, gives_up: bool
 ) -> None:
     skip = 0
-    while run_world(skip, run_and_fail, operation, skip, count).result:
+    while run_world(skip, run_and_fail, operation, skip, count, gives_up).result:
         skip += 1
     assert skip > 1

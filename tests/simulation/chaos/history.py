@@ -64,7 +64,7 @@ class History:
     """(index, inode): this state is the first in which the inode took another one's name. Where it shows,
     the bytes written before it do."""
     cloned: list[tuple[int, int]] = field(default_factory=list)
-    """(index, inode): the first state with a clone. The same, but on other machines only."""
+    """(index, inode): the first state with a clone. The same."""
     maybe: list[State] = field(default_factory=list)
     """What operations would have led to that were not acknowledged: because the client died in the middle of
     one, or its disk failed. One of them may have been done, if it was the last."""
@@ -140,7 +140,7 @@ class History:
             *[at for at in (self.grid.bytes.get(ino),) if at is not None],
             *[at for at in (self.local.bytes.get(ino),) if same_machine and at is not None],
             *[at - 1 for at, moved in self.moved if moved == ino and at <= index],
-            *[at for at, clone in self.cloned if clone == ino and at <= index and not same_machine],
+            *[at for at, clone in self.cloned if clone == ino and at <= index],
         ]
         return max(marks, default=None)
 
@@ -168,8 +168,7 @@ class History:
         else:
             self.local = Promises()
         self.moved = [(at, ino) for at, ino in self.moved if at <= index]
-        # Where the power was lost, with bytes that were in no pack: nothing to wait for any more.
-        self.cloned = [(at, ino) for at, ino in self.cloned if at <= index and not same_machine]
+        self.cloned = [(at, ino) for at, ino in self.cloned if at <= index]
         self.states.append(found)
 
 
