@@ -19,6 +19,7 @@ from gridfs.files.journal import Journal
 from gridfs.files.log import OperationLog
 from gridfs.files.namespace import Namespace
 from gridfs.files.readahead import Readahead
+from gridfs.files.reader import Opened
 from gridfs.files.trees import Trees
 from gridfs.files.writer import Writer
 from gridfs.grid.capacity import Capacity
@@ -133,8 +134,8 @@ class FileSystem:
         self._contents.close(file.ino, file.readahead)
         self.namespace.closed(file.ino)
 
-    async def read(self, handle: int, offset: int, length: int) -> Buffer:
-        """Waits for servers that are away, up to `grid_timeout`.
+    async def read(self, handle: int, offset: int, length: int, opened: list[Opened] | None = None) -> Buffer:
+        """Waits for servers that are away, up to `grid_timeout`. `opened`: as for the reader.
 
         Raises Unavailable, with the file's path, when they stay away, and at once where servers that answer
         have too few good shares; OSError where the local disk fails.
@@ -148,7 +149,7 @@ class FileSystem:
                 while True:
                     try:
                         size = self.namespace.inode(file.ino).size
-                        return await file.readahead.read(offset, length, size)
+                        return await file.readahead.read(offset, length, size, opened)
                     except NotEnoughShares as error:
                         if not error.may_pass:
                             raise

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from gridfs.files.reader import Reader
+from gridfs.files.reader import Opened, Reader
 from storage.client import Traffic
 from storage.ports import Buffer
 
@@ -122,8 +122,9 @@ class Readahead:
         self._next = 0
         self._step = self._config.window_bytes_min
 
-    async def read(self, offset: int, length: int, size: int) -> Buffer:
-        """Bytes [offset, offset + length) of a file of `size` bytes, short at its end."""
+    async def read(self, offset: int, length: int, size: int, opened: list[Opened] | None = None) -> Buffer:
+        """Bytes [offset, offset + length) of a file of `size` bytes, short at its end. `opened`: as for the
+        reader; nothing of what was fetched ahead."""
         end = min(offset + length, size)
         if end <= offset:
             return b""
@@ -134,7 +135,7 @@ class Readahead:
         self._next = max(self._next, end) if window is not None else end
         if window is None:
             self.clear()
-            return await self._direct(offset, end)
+            return await self._direct(offset, end, opened)
         self._extend(offset, end, size)
         covering = self._through(window, end)
         for each in covering:
@@ -168,9 +169,10 @@ class Readahead:
         for window in list(self._windows):
             self._drop(window)
 
-    async def _direct(self, offset: int, end: int) -> bytearray:
+    async def _direct(self, offset: int, end: int, opened: list[Opened] | None = None) -> bytearray:
         out = bytearray(end - offset)
-        await self._prefetcher.reader.read_into(self._ino, offset, memoryview(out), Traffic.DEMAND)
+        reader = self._prefetcher.reader
+        await reader.read_into(self._ino, offset, memoryview(out), Traffic.DEMAND, opened)
         return out
 
     def _covering(self, offset: int) -> _Window | None:

@@ -34,12 +34,26 @@ class ReaderConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """Bytes of a file that were opened because a read wanted some of them."""
+
+    start: int
+    """Where they are in the file."""
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
     """Part of a segment: bytes [skip, skip + len(out)) go to `out`."""
 
     name: SegmentName
     skip: int
     out: memoryview
+    start: int
+    """Where the segment's first byte is in the file, or would be."""
+    low: int
+    high: int
+    """Bytes of the segment that are in the file there: [low, high)."""
 
 
 class SegmentCache:
@@ -90,9 +104,13 @@ class Reader:
         self._fetching = {}
         self._pack_refs.clear()
 
-    async def read_into(self, ino: int, start: int, out: memoryview, traffic: Traffic) -> None:
+    async def read_into(
+        self, ino: int, start: int, out: memoryview, traffic: Traffic, opened: list[Opened] | None = None
+    ) -> None:
         """Fill `out` with the bytes of `ino` from `start` on; holes are zeros.
 
+        `opened`: gets what had to be opened for it and was not asked for whole; as it was when the read
+        began, and nothing of a file with bytes that are in no pack yet.
         Raises the errors of `gridfs.grid.errors` where too few shares answer.
         """
         end = start + len(out)
@@ -105,6 +123,8 @@ class Reader:
             position = piece.end
         if position < end:
             gaps.append((position, end))
+        if opened is not None and self._dirty.bytes_of(ino):
+            opened = None
         whole: list[SegmentRead] = []
         parts: list[_Part] = []
         segments: dict[SegmentName, SegmentRead] = {}
@@ -119,7 +139,7 @@ class Reader:
         if whole and not parts:
             await self._downloader.read(whole, traffic)
         elif parts:
-            await self._read_parts(whole, parts, segments, traffic)
+            await self._read_parts(whole, parts, segments, traffic, opened)
 
     def _plan(
         self,
@@ -145,7 +165,9 @@ class Reader:
                 whole.append(SegmentRead(pack, key, ordinal, offset, length, target))
             else:
                 name = (extent.pack_ref, extent.run, ordinal)
-                parts.append(_Part(name, skip, target))
+                low = max(0, extent.skip - ordinal * SEGMENT)
+                high = min(length, extent.skip + extent.length - ordinal * SEGMENT)
+                parts.append(_Part(name, skip, target, start + done - skip, low, high))
                 if name not in segments:
                     scratch = memoryview(bytearray(length))
                     segments[name] = SegmentRead(pack, key, ordinal, offset, length, scratch)
@@ -157,11 +179,10 @@ class Reader:
         parts: list[_Part],
         segments: dict[SegmentName, SegmentRead],
         traffic: Traffic,
+        opened: list[Opened] | None,
     ) -> None:
-        cache, fetching = (
-            self._cache,
-            self._fetching,
-        )  # what `forget` leaves behind stays with those who began
+        # What `forget` leaves behind stays with those who began.
+        cache, fetching = self._cache, self._fetching
         ready: dict[SegmentName, bytearray] = {}
         mine: dict[SegmentName, SegmentRead] = {}
         waiting: list[tuple[SegmentName, trio.Event]] = []
@@ -195,7 +216,10 @@ class Reader:
                 cached = data
             ready[name] = cached
         for part in parts:
-            part.out[:] = memoryview(ready[part.name])[part.skip : part.skip + len(part.out)]
+            data = memoryview(ready[part.name])
+            part.out[:] = data[part.skip : part.skip + len(part.out)]
+            if opened is not None and part.name in mine and part.high - part.low > len(part.out):
+                opened.append(Opened(part.start + part.low, data[part.low : part.high]))
 
     def forget_pack(self, ref: int) -> None:
         """Its shares lie elsewhere from now on."""

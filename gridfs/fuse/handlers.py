@@ -19,6 +19,7 @@ from gridfs.files.namespace import Change
 from gridfs.fuse import setid
 from gridfs.fuse.errors import firewall
 from gridfs.fuse.nameless import Nameless
+from gridfs.fuse.pages import Pages
 from gridfs.fuse.setid import Occasion
 from gridfs.meta.rows import Inode
 from storage.errors import StorageError
@@ -50,9 +51,16 @@ class Handlers(pyfuse3.Operations):
         acl: bool = True,
         atime: bool = True,
         writeback: bool = True,
+        pages: Pages | None = None,
     ) -> None:
-        """`writeback`: the kernel keeps what is written, and takes sizes and times for its own to tell."""
+        """`writeback`: the kernel keeps what is written, and takes sizes and times for its own to tell.
+        `pages`: gives it what was read beside what it asked for; None: nobody does."""
         super().__init__()
+        self._pages = pages or Pages(0)
+        self._writing: dict[int, int] = {}
+        """Handle -> inode, of those that may write."""
+        self._direct: dict[int, None] = {}
+        """Handles whose reads go past the page cache."""
         self.enable_writeback_cache = writeback
         self.enable_acl = acl
         self.calls: dict[str, int] = {}
@@ -121,6 +129,8 @@ class Handlers(pyfuse3.Operations):
             ctime=attr.st_ctime_ns if fields.update_ctime else None,
             size=attr.st_size if fields.update_size else None,
         )
+        if fields.update_size:
+            await self._pages.still(inode)
         if fields.update_size and not fields.update_mtime:
             # The kernel keeps the times of what it caches, and leaves them where the size stays as it is.
             change = replace(change, mtime=current.mtime, ctime=change.ctime or current.ctime)
@@ -282,6 +292,7 @@ class Handlers(pyfuse3.Operations):
         if flags & WANTS_WRITE:
             self._files.require_writable(inode)
             await self._files.require_room()
+            await self._pages.still(inode)
         if flags & os.O_TRUNC:
             mode = self._truncated_mode(inode, ctx)
             self._namespace.change(inode, Change(size=0, mode=mode))
@@ -290,7 +301,16 @@ class Handlers(pyfuse3.Operations):
         if not flags & (WANTS_WRITE | os.O_NOATIME) and self._accessed(inode):
             # Reads from the page cache do not come here, so an open to read counts as one.
             self._forget_attributes(inode)
-        return pyfuse3.FileInfo(fh=self._files.open(inode), keep_cache=True)
+        return pyfuse3.FileInfo(fh=self._opened(inode, flags), keep_cache=True)
+
+    def _opened(self, ino: int, flags: int) -> int:
+        handle = self._files.open(ino)
+        if flags & WANTS_WRITE:
+            self._writing[handle] = ino
+            self._pages.opened_to_write(ino)
+        if flags & os.O_DIRECT:
+            self._direct[handle] = None
+        return handle
 
     @staticmethod
     def _forget_attributes(ino: int) -> None:
@@ -311,12 +331,21 @@ class Handlers(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         inode = await self._make(parent_inode, name, mode, ctx)
-        info = pyfuse3.FileInfo(fh=self._files.open(inode.ino), keep_cache=True)
+        info = pyfuse3.FileInfo(fh=self._opened(inode.ino, flags), keep_cache=True)
         return info, self._attributes(inode)
 
     @firewall
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]
-        return await self._files.read(fh, off, size)
+        ino, size_now = self._files.inode_of(fh), None
+        reading = None if fh in self._direct else self._pages.begin(ino, off, size)
+        if reading is None:
+            return await self._files.read(fh, off, size)
+        try:
+            data = await self._files.read(fh, off, size, reading.opened)
+            size_now = self._namespace.inode(ino).size if reading.opened else None
+        finally:
+            self._pages.end(reading, size_now)
+        return data
 
     @firewall
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -335,6 +364,10 @@ class Handlers(pyfuse3.Operations):
     @firewall
     async def release(self, fh: int) -> None:
         self._files.release(fh)
+        self._direct.pop(fh, None)
+        ino = self._writing.pop(fh, None)
+        if ino is not None:
+            self._pages.closed(ino)
 
     @firewall
     async def fsync(self, fh: int, datasync: bool) -> None:

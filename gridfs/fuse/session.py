@@ -23,6 +23,7 @@ from gridfs.files.filesystem import FileSystem
 from gridfs.fuse import initialise
 from gridfs.fuse.handlers import Handlers
 from gridfs.fuse.initialise import InitRefused, InitRequest
+from gridfs.fuse.pages import Pages, store_to
 from gridfs.fuse.pausing import let_changes_wait
 from gridfs.host import mounts
 
@@ -34,6 +35,8 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 HEAP_BYTES = 32 << 20
+MEMORY_PARTS = 8
+"""Of files larger than that part of the memory no pages are stored: they would be gone before their time."""
 KEPT_BYTES = 32 << 20
 """Free memory at the top of the heap that is kept: giving it back and taking it again costs page faults."""
 
@@ -68,12 +71,15 @@ class Session:
 
     def __init__(self, files: FileSystem, config: SessionConfig) -> None:
         self._config = config
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self._pages = Pages(memory // MEMORY_PARTS)
         self._handlers = Handlers(
             files,
             config.attr_timeout_s,
             acl=config.acl,
             atime=config.atime and not config.read_only,
             writeback=not config.read_only,
+            pages=self._pages,
         )
         let_changes_wait(self._handlers, files.pause)
         self._open = False
@@ -117,6 +123,7 @@ class Session:
                     raise
             os.dup2(device, number, inheritable=False)
             self._device = number
+            self._pages.store = store_to(number)
         except BaseException:
             _detach(self._config.mountpoint)
             raise
@@ -132,6 +139,8 @@ class Session:
 
     async def forget(self, inodes: Collection[int]) -> None:
         """Let the kernel forget what it has of these inodes: somebody else has changed them."""
+        for ino in inodes:
+            await self._pages.still(ino)
         # In a thread: the kernel may wait there for pages that we are just asked for.
         await trio.to_thread.run_sync(_forget, list(inodes))
 
@@ -154,6 +163,7 @@ class Session:
         if not self._open:
             return
         self._open = False
+        self._pages.close()
         if self._device is None:
             pyfuse3.close(unmount=True)
             return

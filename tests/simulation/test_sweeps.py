@@ -321,8 +321,8 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
 
 
-POINTS_MIN = 7
-"""A small write and its fsync is that many operations on a server's disk."""
+POINTS_MIN = 5
+"""A truncate and its fsync is that many operations on a server's disk."""
 
 EVERYTHING = [
     pytest.param(act, death, id=f"{act}-{death.who}-{death.by}") for act in ACTS for death in DEATHS
