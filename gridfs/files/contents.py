@@ -17,6 +17,7 @@ from gridfs.files.readahead import Prefetcher, Readahead
 from gridfs.files.stamps import Stamps
 from gridfs.files.writer import Writer
 from gridfs.meta.operations import Write
+from storage.client import Traffic
 from storage.ports import Buffer
 
 CHUNK = 65536
@@ -108,6 +109,10 @@ class Contents:
         remaining.remove(readahead)
         if not remaining:
             del self._readaheads[ino]
+
+    async def fetch(self, ino: int, start: int, out: memoryview) -> None:
+        """Fill `out` with what somebody may want soon."""
+        await self._prefetcher.reader.read_into(ino, start, out, Traffic.PREFETCH)
 
     def forget_readahead(self, ino: int) -> None:
         """What was fetched ahead of this inode may be old."""

@@ -165,6 +165,22 @@ class FileSystem:
         where = f"{self.path_of(file.ino)}, at byte {offset}"
         raise Unavailable(f"{where}: no answer from the grid for {seconds:g} s{trouble}")
 
+    def jumped(self, handle: int) -> bool:
+        """Whether the last read of a handle was nowhere near those before it."""
+        return self._handles[handle].readahead.jumped
+
+    def size_of(self, ino: int) -> int:
+        """Bytes of a regular file. Raises OSError where it is gone."""
+        return self.namespace.inode(ino).size
+
+    async def fetch(self, ino: int, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `start` on, which somebody may want soon. Raises what the grid
+        raises, and Unavailable where it takes as long as no read may."""
+        with trio.move_on_after(self._config.grid_timeout_s) as scope:
+            await self._contents.fetch(ino, start, out)
+        if scope.cancelled_caught:
+            raise Unavailable("no answer from the grid")
+
     def _patience_s(self, ino: int) -> float:
         """How long a read of this inode may wait for the grid."""
         config = self._config

@@ -121,6 +121,8 @@ class Readahead:
         self._windows: list[_Window] = []
         self._next = 0
         self._step = self._config.window_bytes_min
+        self.jumped = False
+        """The last read was nowhere near those before it."""
 
     async def read(self, offset: int, length: int, size: int, opened: list[Opened] | None = None) -> Buffer:
         """Bytes [offset, offset + length) of a file of `size` bytes, short at its end. `opened`: as for the
@@ -129,7 +131,8 @@ class Readahead:
         if end <= offset:
             return b""
         window = self._covering(offset)
-        if window is None and self._sequential(offset):
+        self.jumped = window is None and not self._sequential(offset)
+        if window is None and not self.jumped:
             self._restart(offset, end, size)
             window = self._covering(offset)
         self._next = max(self._next, end) if window is not None else end

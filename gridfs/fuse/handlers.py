@@ -20,6 +20,7 @@ from gridfs.fuse import setid
 from gridfs.fuse.errors import firewall
 from gridfs.fuse.nameless import Nameless
 from gridfs.fuse.pages import Pages
+from gridfs.fuse.rows import Rows
 from gridfs.fuse.setid import Occasion
 from gridfs.meta.rows import Inode
 from storage.errors import StorageError
@@ -57,6 +58,7 @@ class Handlers(pyfuse3.Operations):
         `pages`: gives it what was read beside what it asked for; None: nobody does."""
         super().__init__()
         self._pages = pages or Pages(0)
+        self.rows = Rows(files, self._pages)
         self._writing: dict[int, int] = {}
         """Handle -> inode, of those that may write."""
         self._direct: dict[int, None] = {}
@@ -345,6 +347,8 @@ class Handlers(pyfuse3.Operations):
             size_now = self._namespace.inode(ino).size if reading.opened else None
         finally:
             self._pages.end(reading, size_now)
+        if self._files.jumped(fh):
+            self.rows.jumped(ino, off)
         return data
 
     @firewall

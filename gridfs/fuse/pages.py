@@ -26,8 +26,10 @@ from gridfs.files.reader import Opened
 from storage.ports import Buffer
 
 PAGE = 4096
-WAITING_MAX = 64
-"""Pieces on their way to the kernel, each less than a segment; beyond that they are dropped."""
+WAITING_BYTES_MAX = 4 << 20
+"""On their way to the kernel; what comes while so many are is dropped."""
+INODES_MAX = 100
+"""More are looked through for those that nothing is on its way for."""
 CLOSE_S_MAX = 1.0
 
 NOTIFY_STORE = 4
@@ -74,8 +76,9 @@ class Pages:
         self._queue: queue.SimpleQueue[tuple[int, int, Buffer] | threading.Event | None] = queue.SimpleQueue()
         self._last: dict[int, int] = {}
         """Inode -> number of the last piece that was sent on its way."""
-        self._sent = 0
-        self._arrived = 0
+        self._sent = self._sent_bytes = 0
+        self._arrived = self._arrived_bytes = 0
+        """Counted by the thread alone."""
         self._thread: threading.Thread | None = None
 
     # ---- what happens to files
@@ -126,18 +129,23 @@ class Pages:
         if not others:
             del self._readings[reading.ino]
 
+    def takes(self, size: int) -> bool:
+        """Whether pages of a file of so many bytes are stored at all."""
+        return self.store is not None and size <= self._file_bytes_max
+
     def _may_store(self, reading: Reading, size: int) -> bool:
-        return not reading.is_stale and reading.ino not in self._writing and size <= self._file_bytes_max
+        return not reading.is_stale and reading.ino not in self._writing and self.takes(size)
 
     def _send(self, ino: int, start: int, data: memoryview) -> None:
-        if self._sent - self._arrived >= WAITING_MAX:
+        if self._sent_bytes - self._arrived_bytes >= WAITING_BYTES_MAX:
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
             self._thread.start()
-        if len(self._last) > WAITING_MAX:
+        if len(self._last) > INODES_MAX:
             self._last = {ino: number for ino, number in self._last.items() if number > self._arrived}
         self._sent += 1
+        self._sent_bytes += len(data)
         self._last[ino] = self._sent
         self._queue.put((ino, start, data))
 
@@ -161,6 +169,7 @@ class Pages:
             except OSError as error:  # mostly ENOENT: the kernel has forgotten the inode
                 if error.errno == errno.ENOSYS:
                     self.store = None
+            self._arrived_bytes += memoryview(item[2]).nbytes
             self._arrived += 1
 
 

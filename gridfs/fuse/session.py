@@ -134,8 +134,10 @@ class Session:
         """Answer requests until the file system is unmounted or `stop` is called."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._raise_read_ahead)
+            nursery.start_soon(self._handlers.rows.run)
             task_status.started()
             await pyfuse3.main(1, TASKS_MAX)
+            nursery.cancel_scope.cancel()
 
     async def forget(self, inodes: Collection[int]) -> None:
         """Let the kernel forget what it has of these inodes: somebody else has changed them."""

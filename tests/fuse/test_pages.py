@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gridfs.files.reader import Opened
-from gridfs.fuse.pages import PAGE, WAITING_MAX, Pages, whole_pages
+from gridfs.fuse.pages import PAGE, WAITING_BYTES_MAX, Pages, whole_pages
 from storage.ports import Buffer
 
 INO = 7
@@ -98,15 +98,16 @@ async def test_a_kernel_that_is_slow_or_takes_nothing_is_not_pressed() -> None:
     kernel = Kernel()
     pages = Pages(SIZE, kernel.store)
     kernel.may.clear()
-    for _ in range(3 * WAITING_MAX):
+    for _ in range(3 * WAITING_BYTES_MAX // (15 * PAGE)):
         read(pages)
     kernel.may.set()
     await pages.still(INO)
-    assert len(kernel.stored) == WAITING_MAX
+    stored = sum(len(data) for _, _, data in kernel.stored)
+    assert WAITING_BYTES_MAX <= stored < WAITING_BYTES_MAX + 16 * PAGE
     pages.close()
     read(pages)
     await pages.still(INO)
-    assert len(kernel.stored) == WAITING_MAX
+    assert sum(len(data) for _, _, data in kernel.stored) == stored
     assert Pages(SIZE).begin(INO, 0, 1) is None
 
 
