@@ -119,13 +119,17 @@ class Client:
         self.node.platter.before_operation = before_operation
         self.node.before_message = before_message
 
+    @property
+    def local_key(self) -> bytes:
+        return self.tree.local_key
+
     def create(self) -> None:
         """What `gridfs create` does: an empty database and a spool folder, durable."""
         disk = self.world.boot(self.node).disk
         machine = self.node.machine
         assert machine is not None
         disk.make_directory(SPOOL)
-        sealer = LocalSealer(self.tree.local_key, machine.entropy)
+        sealer = LocalSealer(self.local_key, machine.entropy)
         Metadata.create(DATABASE, sealer, vfs=disk.sqlite_vfs).close()
         for directory in (HOME, "/home", "/"):
             disk.sync_directory(directory)

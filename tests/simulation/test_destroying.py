@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 
 import pytest
-import trio
 
-from gridfs.assembly import Parts, head_keys
+from gridfs.assembly import Parts, connected, head_keys
 from gridfs.destroying import Released, own, release
 from gridfs.files.claiming import TakenOver
 from gridfs.files.headstate import HeadState, load_head_state
 from gridfs.grid.errors import NotEnoughServers
-from storage.client import StorageClient
+from gridfs.grid.roster import Roster
 from storage.ports import Machine
 from tests.simulation.filesystem import KEYS, OPTIONS, Client, Servers, Shell, start_servers
 from tests.simulation.machine import World, run_world
@@ -30,16 +29,14 @@ async def work(parts: Parts) -> HeadState:
 
 async def holdings(machine: Machine, servers: Servers) -> list[tuple[int, bool]]:
     """Shares on each server that is up, and whether the file system's head log is there."""
-    found = []
     log = head_keys(servers.config, KEYS).log
-    for server, node in zip(servers.roster, servers.nodes, strict=True):
-        if node.is_up:
-            client = StorageClient(server.access, machine.network, machine.entropy)
-            async with trio.open_nursery() as nursery:
-                await nursery.start(client.run)
-                found.append(((await client.info()).shares, await client.head_look(log) is not None))
-                nursery.cancel_scope.cancel()
-    return found
+    up = zip(servers.roster, servers.nodes, strict=True)
+    roster = Roster(tuple(server for server, node in up if node.is_up))
+    async with connected(machine, roster) as clients:
+        return [
+            ((await client.info()).shares, await client.head_look(log) is not None)
+            for client in clients.values()
+        ]
 
 
 async def destroy(

@@ -11,16 +11,14 @@ import pytest
 import trio
 import trio.lowlevel
 
-from gridfs.assembly import LocalSealer, MountOptions, Parts, follow_filesystem, head_keys
+from gridfs.assembly import MountOptions, Parts, follow_filesystem, head_keys
 from gridfs.codec.headlist import HeadList
 from gridfs.codec.keys import KeyTree, ReadKey, ReadTree
 from gridfs.files import checkpointing, journal
 from gridfs.grid.errors import NotEnoughServers
-from gridfs.meta.store import Metadata
 from storage.ports import Machine
 from tests.simulation.filesystem import (
     DATABASE,
-    HOME,
     KEYS,
     OPTIONS,
     SPOOL,
@@ -42,16 +40,9 @@ class Reading(Client):
 
     reading = ReadTree(KEYS.read_key, KEYS.verifying_key)
 
-    def create(self) -> None:
-        disk = self.world.boot(self.node).disk
-        machine = self.node.machine
-        assert machine is not None
-        disk.make_directory(SPOOL)
-        sealer = LocalSealer(self.reading.local_key, machine.entropy)
-        Metadata.create(DATABASE, sealer, vfs=disk.sqlite_vfs).close()
-        for directory in (HOME, "/home", "/"):
-            disk.sync_directory(directory)
-        self.world.kill(self.node)
+    @property
+    def local_key(self) -> bytes:
+        return self.reading.local_key
 
     def opened(self, machine: Machine, options: MountOptions = OPTIONS) -> Any:
         config = dataclasses.replace(self.config, first_key=KEYS.verifying_key)

@@ -24,7 +24,6 @@ from gridfs.grid.errors import GridError, NotEnoughServers
 from gridfs.grid.heads import HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.recovering import Rebuilt, find, plan, rebuild
-from storage.client import StorageClient
 from storage.errors import Conflict, StorageError, Unavailable
 from storage.format.head import EPOCH_BITS, generation_of
 from storage.identity import Account
@@ -667,18 +666,10 @@ def test_epochs_of_a_successor_are_above_any_that_the_old_machine_can_claim(
     async def story(stage: Stage) -> None:
         keys = head_keys(stage.old.config, stage.old.tree)
         machine = stage.world.boot(stage.world.add("thief"))
-        clients = {
-            server.server_id: StorageClient(server.access, machine.network, machine.entropy)
-            for server in stage.servers.roster
-        }
-        async with trio.open_nursery() as nursery:
-            for client in clients.values():
-                await nursery.start(client.run)
-            config = stage.old.config
-            heads = HeadServers(clients, config.head_list, stage.servers.roster, keys.log)
+        async with connected(machine, stage.servers.roster) as clients:
+            heads = HeadServers(clients, stage.old.config.head_list, stage.servers.roster, keys.log)
             claim = await heads.claim(keys.claim((1 << EPOCH_BITS) - 1, b"t" * 16))
             assert claim.promises == 6
-            nursery.cancel_scope.cancel()
         new = await stage.recover(new_keys=True)
         assert new is not None
         assert await new.session(look) == stage.synced
