@@ -296,6 +296,8 @@ class Claimer:
         except BehindCheckpoint as error:
             raise self._rebuild_needed(str(error), newest, body, keeps_spool=keeps_spool) from None
         logger.warning("the grid is ahead of this machine by %d operations", len(tail.operations))
+        is_kept = self._log.keeps_adopted and self._log.spool.last == self._log.number
         for number, encoded in tail.operations:
+            is_kept = is_kept and self._log.keep(number, encoded)
             self._dirty.replay(number, self._log.adopt(number, encoded), None, 0)
         self._gatherer.adopt(tail.base, tail.gathered)

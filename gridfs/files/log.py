@@ -16,12 +16,14 @@ import trio
 from gridfs.files.overlay import Source
 from gridfs.files.spool import Replayed, Spool
 from gridfs.meta.checkpoints import Snapshot
-from gridfs.meta.operations import Operation, decode, encode
+from gridfs.meta.operations import Operation, Together, decode, encode
 from gridfs.meta.store import Metadata, checkpoint_on_own_connection
 from storage.errors import Exhausted, StorageError, Unavailable
 from storage.ports import Buffer, Machine
 
 logger = logging.getLogger(__name__)
+
+_NOTHING = encode(Together([]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,24 @@ class OperationLog:
         self.metadata.apply(number, operation)
         self.number = number
         return operation
+
+    @property
+    def keeps_adopted(self) -> bool:
+        """Whether operations that the metadata have must be in the spool, too: there is data in it."""
+        return self.spool.live_bytes > 0
+
+    def keep(self, number: int, encoded: bytes) -> bool:
+        """Put an operation into the spool that the metadata have: so that a later replay knows it. Durable
+        before anything else is. False where there is no room."""
+        try:
+            for lost in range(self.spool.last + 1, number):  # writes, of which only the spool had something
+                self.spool.append(lost, _NOTHING)
+            self.spool.append(number, encoded)
+        except Exhausted as error:
+            logger.error("operation %d is not kept: %s", number, error)
+            return False
+        self.order(number)
+        return True
 
     def begin_checkpoint(self) -> Snapshot:
         """A snapshot of the metadata after the last operation; the caller closes it."""

@@ -27,7 +27,18 @@ def replay(log: OperationLog, dirty: DirtyData, emptied: int) -> None:
     metadata's methods raise.
     """
     redo(log, dirty, emptied)
+    if emptied <= log.spool.last:
+        _keep_rest(log)
     log.start()
+
+
+def _keep_rest(log: OperationLog) -> None:
+    """Put operations into the spool again that it lost with the power and the metadata have: they leave the
+    outbox some time, and then nothing would tell what became of the data before them."""
+    while log.keeps_adopted and log.spool.last < log.number:
+        rows = log.metadata.outbox(log.spool.last, _STEP_BYTES)
+        if not rows or not all(log.keep(number, encoded) for number, encoded in rows):
+            break
 
 
 def redo(log: OperationLog, dirty: DirtyData, emptied: int) -> None:

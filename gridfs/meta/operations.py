@@ -184,11 +184,12 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag=10, forbid_unknow
 
 
 class Together(msgspec.Struct, frozen=True, array_like=True, tag=12, forbid_unknown_fields=True, gc=False):
-    """Changes of inodes and their extended attributes that are made in one step or not at all, in order."""
+    """Changes of inodes and their extended attributes that are made in one step or not at all, in order.
 
-    parts: Annotated[
-        list[Make | SetAttributes | SetXattr | RemoveXattr], msgspec.Meta(min_length=1, max_length=16)
-    ]
+    None of them: a number without effect.
+    """
+
+    parts: Annotated[list[Make | SetAttributes | SetXattr | RemoveXattr], msgspec.Meta(max_length=16)]
 
 
 class Clone(msgspec.Struct, frozen=True, array_like=True, tag=13, forbid_unknown_fields=True, gc=False):

@@ -49,7 +49,7 @@ def test_what_was_committed_truncated_or_dropped_is_not_dirty_again() -> None:
 
 async def _leave_a_gap(laptop: Laptop) -> tuple[int, int]:
     """The metadata knows a commit and a truncate that the spool lost. Returns the two inodes."""
-    local = laptop.open()
+    local = laptop.local or laptop.open()
     stored, cut = local.make(b"stored"), local.make(b"cut")
     number = await local.write(stored, 0, b"old" * 100)
     await local.write(cut, 0, b"old" * 100)
@@ -62,7 +62,9 @@ async def _leave_a_gap(laptop: Laptop) -> tuple[int, int]:
     local.namespace.change(cut, Change(size=0))
     local.namespace.change(cut, Change(size=300))
     laptop.close()
-    folder.current["fs"].current["spool"] = old_spool
+    home = folder.current["fs"]
+    home.change({"spool": old_spool})
+    home.sync()
     return stored, cut
 
 
@@ -85,6 +87,30 @@ def test_where_the_outbox_was_emptied_unsynced_data_before_the_gap_is_given_up()
         await _leave_a_gap(laptop)
         local = laptop.open(emptied=7)
         assert local.dirty.bytes == local.dirty.inodes == local.spool.live_bytes == 0
+
+    on_a_laptop(work)
+
+
+@pytest.mark.parametrize("ends", ["kill", "crash"])
+def test_data_before_a_gap_stays_when_the_outbox_is_emptied_behind_it(ends: str) -> None:
+    """Once the gap was met, the spool has what it lost again, as far as the metadata knows it."""
+
+    async def work(laptop: Laptop) -> None:
+        local = laptop.open()
+        kept = local.make(b"kept")
+        await local.write(kept, 0, b"kept")
+        _, cut = await _leave_a_gap(laptop)
+        local = laptop.open()
+        number = local.log.number
+        await local.write(cut, 10, b"further")
+        if ends == "crash":
+            await local.log.make_durable()
+            await local.spool.sync()
+        getattr(laptop, ends)()
+        local = laptop.open(emptied=number)
+        assert local.dirty_content(kept, 4) == b"kept"
+        assert local.dirty_content(cut, 300) == bytes(10) + b"further" + bytes(283)
+        assert local.metadata.check() == []
 
     on_a_laptop(work)
 

@@ -77,7 +77,7 @@ def test_golden_bytes(operation: Operation, golden: str) -> None:
         msgspec.msgpack.encode([4, 0]),
         msgspec.msgpack.encode([4, 1 << 63]),
         msgspec.msgpack.encode([4, "2"]),
-        msgspec.msgpack.encode([12, []]),
+        msgspec.msgpack.encode([12, [[]]]),
         msgspec.msgpack.encode([12, [[4, 2]]]),
         msgspec.msgpack.encode([12, [[9, 2, b"user.x", 5]] * 17]),
         msgspec.msgpack.encode([7, 2, -1, 5, 0]),
