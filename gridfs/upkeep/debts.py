@@ -102,12 +102,18 @@ class Debts:
         with self._turn:
             while not self._ended:
                 await trio.sleep(self._config.every_s)
-                while self._is_due:
-                    seen = self._answering()
-                    paid = self.statistics.paid
-                    await self._walk(seen)
-                    if self.statistics.paid == paid:
-                        await self._until_somebody_is_back(seen)
+                try:
+                    await self._pay_all()
+                except (StorageError, OSError) as error:  # the local disk: it may go on soon
+                    logger.warning("shares that are owed wait: %s", error)
+
+    async def _pay_all(self) -> None:
+        while self._is_due:
+            seen = self._answering()
+            paid = self.statistics.paid
+            await self._walk(seen)
+            if self.statistics.paid == paid:
+                await self._until_somebody_is_back(seen)
 
     @property
     def _is_due(self) -> bool:

@@ -6,8 +6,9 @@ import pytest
 import trio
 
 from gridfs.assembly import Parts
-from tests.simulation.filesystem import Client, Servers, Shell, start_servers
+from tests.simulation.filesystem import DATABASE, Client, Servers, Shell, start_servers
 from tests.simulation.machine import World, run_world
+from tests.simulation.platter import DiskFault
 from tests.simulation.runner import chance
 
 FILES = {"big": 700_000, "small": 3000, "other": 400_000}
@@ -189,3 +190,22 @@ def test_servers_that_die_while_debts_are_paid_cost_nothing() -> None:
 
     for seed in range(3):
         run_world(seed, scenario)
+
+
+def test_a_client_disk_that_fails_for_a_while_lets_debts_wait() -> None:
+    async def scenario(world: World) -> None:
+        client, servers = await with_debts(world, 0)
+
+        async def back(parts: Parts) -> None:
+            await servers.restart(servers.nodes[0])
+            fault = DiskFault("read", path=DATABASE, count=1000)
+            client.node.platter.faults.append(fault)
+            parts.log.metadata._database.execute("PRAGMA shrink_memory")  # what is in memory needs no disk
+            await trio.sleep(60)
+            assert fault.count < 1000
+            client.node.platter.faults.clear()
+            await until_paid(parts)
+
+        await client.session(back)
+
+    run_world(2, scenario)
