@@ -259,10 +259,7 @@ class _Local:
         note_leftover(self.log.metadata, self.log.number, self.dirty.bytes, self.head_state.shipped)
 
     def close(self) -> None:
-        try:
-            self.log.metadata.close()
-        finally:
-            self.log.spool.close()
+        self.log.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,18 @@ def read_exactly(file: File, offset: int, length: int) -> bytearray:
     return buffer
 
 
+def write_again(file: File, start: int, end: int) -> None:
+    """Write the bytes [start, end) of a file over themselves. Raises OSError.
+
+    Whoever wrote them may have ended before they were synced, or a sync may have failed: then the kernel
+    keeps them in memory, shows them to whoever reads, and writes them no more (LWN 752063). From here on
+    they are as durable as the next sync makes them.
+    """
+    for offset in range(start, end, SETTLE_STEP):
+        data = read_exactly(file, offset, min(SETTLE_STEP, end - offset))
+        file.write_at([data], offset)
+
+
 class AppendBatch:
     """Entries that will follow each other at the end of a file, in one write."""
 
@@ -135,15 +147,8 @@ class AppendFile:
         self.end = end
 
     def settle(self, start: int) -> None:
-        """Make durable what lies from `start` on, whatever a process before this one did. Raises OSError.
-
-        It may have ended between a write and its sync, or a sync may have failed: then the kernel keeps the
-        bytes in memory, shows them to whoever reads, and writes them no more (LWN 752063). So they are
-        written again.
-        """
-        for offset in range(start, self.end, SETTLE_STEP):
-            data = read_exactly(self.file, offset, min(SETTLE_STEP, self.end - offset))
-            self.file.write_at([data], offset)
+        """Make durable what lies from `start` on, whatever a process before this one did. Raises OSError."""
+        write_again(self.file, start, self.end)
         if start < self.end:
             self.file.sync()
 

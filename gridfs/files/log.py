@@ -18,6 +18,7 @@ from gridfs.files.spool import Replayed, Spool
 from gridfs.meta.checkpoints import Snapshot
 from gridfs.meta.operations import Operation, Together, decode, encode
 from gridfs.meta.store import Metadata, checkpoint_on_own_connection
+from storage.appendfile import write_again
 from storage.errors import Exhausted, StorageError, Unavailable
 from storage.ports import Buffer, Machine
 
@@ -55,6 +56,9 @@ class OperationLog:
         self._ordered = 0
         self._in_order = 0
         """Everything up to here is in the metadata or durable in the spool."""
+        self._is_doubtful = True
+        """The last checkpoint failed, or was that of another process: something of SQLite's log may lie in
+        the kernel's memory alone, and be taken for synced."""
         self._wake = trio.Event()
         self._durable_wanted = trio.Event()
         self.room_freed = trio.Event()
@@ -227,6 +231,34 @@ class OperationLog:
             raise Unavailable("the metadata database is in use by somebody else")
 
     async def _checkpoint(self) -> bool:
+        if self._is_doubtful:
+            self._write_again()
+        self._is_doubtful = True
+        done = await self._checkpoint_once()
+        self._is_doubtful = not done
+        return done
+
+    def _write_again(self) -> None:
+        """A checkpoint first syncs SQLite's log, then overwrites the database. Where the power is lost in
+        between, only the log makes the database whole: it must not lack what an earlier sync gave up. In
+        the loop, where nobody else writes."""
+        try:
+            file = self._machine.disk.open(f"{self._database}-wal")
+        except FileNotFoundError:
+            return
+        try:
+            write_again(file, 0, file.size())
+        finally:
+            file.close()
+
+    def close(self) -> None:
+        """Close metadata and spool; what was not committed is in the spool. Raises what closing raises."""
+        try:
+            self.metadata.close(checkpoint=not self._is_doubtful)
+        finally:
+            self.spool.close()
+
+    async def _checkpoint_once(self) -> bool:
         if self._machine.disk.sqlite_vfs is None:
             return await self._machine.offload.run(checkpoint_on_own_connection, self._database)
         # Such a disk has no shared memory for a second connection.

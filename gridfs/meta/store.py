@@ -13,6 +13,7 @@ call tries it again before anything else, and raises what it raises: nobody sees
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -159,8 +160,12 @@ class Metadata:
         return [ino for (ino,) in self._database.execute("SELECT ino FROM inode")]
 
     @schema.translated
-    def close(self) -> None:
-        """Idempotent. What was not committed is dropped; the spool has it."""
+    def close(self, *, checkpoint: bool = True) -> None:
+        """Idempotent. What was not committed is dropped; the spool has it. `checkpoint`: put SQLite's log
+        into the database; else the next who opens it does."""
+        if not checkpoint:
+            with contextlib.suppress(apsw.ConnectionClosedError):
+                self._database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._steps.clear()
         self._lacks_steps = False
         self._database.close()

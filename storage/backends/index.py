@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import apsw
 
+from storage.appendfile import write_again
 from storage.backends.changes import BARE_ENTRY_SIZE, Change, Kind, ShareState
 from storage.backends.port import ShareKey
 from storage.errors import Conflict, Corrupt
@@ -91,6 +92,8 @@ class ShareIndex:
                 # POSIX drops a process's locks when any descriptor of the file closes, so these stay open
                 # until the connection has gone.
                 self._files = [disk.open(f"{path}-wal", create=True), disk.open(path)]
+                # A checkpoint may need the log after a loss of power, and trusts that it was written.
+                write_again(self._files[0], 0, self._files[0].size())
             except BaseException:
                 self._connection.close()
                 raise

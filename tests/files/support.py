@@ -84,8 +84,7 @@ class Local:
 
     def close(self) -> None:
         self.log.commit()
-        self.metadata.close()
-        self.spool.close()
+        self.log.close()
 
 
 class Laptop:

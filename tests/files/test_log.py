@@ -12,8 +12,9 @@ from gridfs.files.log import LogConfig
 from gridfs.meta.operations import Make
 from gridfs.meta.rows import ROOT
 from storage.errors import Unavailable
-from tests.files.support import FILE, Laptop, on_a_laptop
-from tests.simulation.platter import DiskFault
+from tests.files.support import DATABASE, FILE, Laptop, on_a_laptop
+from tests.simulation.filesystem import HOME
+from tests.simulation.platter import DiskFault, MachineDead
 
 
 def test_numbers_follow_each_other_over_all_lives() -> None:
@@ -149,3 +150,60 @@ def test_slots_are_freed_by_durability_without_waiting_for_the_timer() -> None:
             nursery.cancel_scope.cancel()
 
     on_a_laptop(work)
+
+
+@pytest.mark.parametrize(("failures", "restarts"), [(1, False), (2, True)])
+def test_power_lost_in_a_checkpoint_that_follows_failed_ones_leaves_good_metadata(
+    failures: int, restarts: bool
+) -> None:
+    """A sync that failed is not made good by the next one: the kernel takes what it had for written."""
+
+    async def work(laptop: Laptop, at: int) -> bool:
+        local = laptop.open()
+        for index in range(40):
+            local.make(b"early %d" % index)
+        await local.log.make_durable()
+        await local.spool.sync()
+        for directory in (HOME, "/home", "/"):
+            local.machine.disk.sync_directory(directory)
+        for index in range(300):
+            local.make(b"%d" % index * 20)
+        await local.log.commit_in_order()
+        faults = [DiskFault("sync", errno.EIO, f"{DATABASE}-wal", count=failures, forgets=True)]
+        laptop.node.platter.faults.extend(faults)
+        for _ in range(failures):
+            with pytest.raises(Unavailable):
+                await local.log.make_durable()
+        if restarts:
+            laptop.kill()
+            local = laptop.open()
+        laptop.world.cut_power_at(at, laptop.node)
+        try:
+            await local.log.make_durable()
+            laptop.world.cut_power_at(0, laptop.node)
+            is_through = True
+            laptop.crash()
+        except (MachineDead, Unavailable):
+            is_through = False
+            laptop.bury()
+        laptop.world.cut_power_at(0, laptop.node)
+        again = laptop.open()
+        assert again.metadata.check() == []
+        assert again.namespace.lookup(ROOT, b"early 39") is not None
+        if is_through:
+            assert again.namespace.lookup(ROOT, b"299" * 20) is not None
+        again.close()
+        return is_through
+
+    at = 1
+    ended = False
+    while not ended:
+        through: list[bool] = []
+
+        async def once(laptop: Laptop, at: int = at, through: list[bool] = through) -> None:
+            through.append(await work(laptop, at))
+
+        on_a_laptop(once, seed=at)
+        ended = through[0]
+        at += 5
+    assert at > 10
