@@ -24,11 +24,14 @@ from gridfs.fuse import initialise
 from gridfs.fuse.handlers import Handlers
 from gridfs.fuse.initialise import InitRefused, InitRequest
 from gridfs.fuse.pausing import let_changes_wait
+from gridfs.fuse.turns import TURNS
 from gridfs.host import mounts
 
 logger = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 4096
+TASKS_MIN = 8
+"""Tasks kept at hand: each request that waits for something takes one."""
 TASKS_MAX = 256
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -82,6 +85,7 @@ class Session:
 
     async def open(self) -> None:
         """Mount. Raises RuntimeError with libfuse's one-line reason."""
+        TURNS.install()
         options = [
             initialise.option("fsname", self._config.source),
             "subtype=gridfs",
@@ -128,7 +132,7 @@ class Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._raise_read_ahead)
             task_status.started()
-            await pyfuse3.main(1, TASKS_MAX)
+            await pyfuse3.main(TASKS_MIN, TASKS_MAX)
 
     async def forget(self, inodes: Collection[int]) -> None:
         """Let the kernel forget what it has of these inodes: somebody else has changed them."""
