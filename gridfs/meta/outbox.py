@@ -7,6 +7,8 @@ commute. All operations of a transaction wait in memory and are written together
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
 import apsw
@@ -17,6 +19,8 @@ from gridfs.meta.rows import Sealer
 GATHERED_INODES_MAX = 1024
 WAITING_MAX = 4096
 """Operations in memory before they are written."""
+RECENT_BYTES_MAX = 1 << 20
+"""Operations in memory that are written and have still to be shipped, 64 an operation counted besides."""
 
 
 class _Span(NamedTuple):
@@ -31,7 +35,7 @@ class _Span(NamedTuple):
 class Outbox:
     """Table `outbox`. `_gathered` holds Writes since the last other operation; `_unwritten` names those
     whose row is not there or not up to date. `_waiting` are rows to come, `_replaced` the numbers of rows
-    that they take the place of."""
+    that they take the place of. `_recent` has the newest rows, so that shipping them reads and opens none."""
 
     def __init__(self, database: apsw.Connection, sealer: Sealer) -> None:
         self._database = database
@@ -40,9 +44,16 @@ class Outbox:
         self._unwritten: dict[int, None] = {}
         self._waiting: list[tuple[int, bytes]] = []
         self._replaced: list[int] = []
+        self._recent: dict[int, bytes] = {}
+        """By number, ascending: all rows with numbers above `_older`."""
+        self._recent_bytes = 0
+        self._older = 0
 
-    def forget(self) -> None:
-        """Drop what was gathered, after a rollback."""
+    def forget(self, applied: int) -> None:
+        """Drop what is in memory: at the start, and after a rollback to the operation `applied`."""
+        self._recent.clear()
+        self._recent_bytes = 0
+        self._older = applied
         self._gathered.clear()
         self._unwritten.clear()
         self._waiting.clear()
@@ -75,32 +86,57 @@ class Outbox:
             self._database.executemany(
                 "DELETE FROM outbox WHERE number = ?", [(number,) for number in self._replaced]
             )
+            for number in self._replaced:
+                self._recent_bytes -= len(self._recent.pop(number, b""))
             self._replaced.clear()
         if self._waiting:
+            self._waiting.sort()  # Writes that were gathered are not in the order of their last numbers
             seal = self._sealer.seal
             self._database.executemany(
                 "INSERT INTO outbox VALUES (?, ?)",
                 [(number, seal(encoded)) for number, encoded in self._waiting],
             )
+            self._remember()
             self._waiting.clear()
+
+    def _remember(self) -> None:
+        self._recent.update(self._waiting)
+        self._recent_bytes += sum(len(encoded) for _, encoded in self._waiting)
+        if self._recent_bytes + 64 * len(self._recent) > RECENT_BYTES_MAX:
+            for number in list(self._recent)[: max(1, len(self._recent) // 2)]:
+                self._let_go(number)
+
+    def _let_go(self, number: int) -> None:
+        self._recent_bytes -= len(self._recent.pop(number))
+        self._older = number
 
     def rows(self, after: int, limit_bytes: int) -> list[tuple[int, bytes]]:
         """As `Metadata.outbox`; `flush` goes first. Raises Corrupt where a row does not open."""
         result: list[tuple[int, bytes]] = []
         total = 0
-        for number, sealed in self._database.execute(
-            "SELECT number, payload FROM outbox WHERE number > ? ORDER BY number", (after,)
-        ):
-            payload = self._sealer.open(sealed)
+        for number, payload in self._after(after):
             total += len(payload)
             if result and total > limit_bytes:
                 break
             result.append((number, payload))
         return result
 
+    def _after(self, number: int) -> Iterator[tuple[int, bytes]]:
+        if number >= self._older:
+            # The newest few are asked for again and again, with thousands before them.
+            yield from reversed(list(takewhile(lambda row: row[0] > number, reversed(self._recent.items()))))
+            return
+        for found, sealed in self._database.execute(
+            "SELECT number, payload FROM outbox WHERE number > ? ORDER BY number", (number,)
+        ):
+            yield found, self._sealer.open(sealed)
+
     def drop(self, up_to: int) -> None:
         self.flush()
         self._database.execute("DELETE FROM outbox WHERE number <= ?", (up_to,))
+        for number in list(takewhile(lambda number: number <= up_to, self._recent)):
+            self._let_go(number)
+        self._older = max(self._older, up_to)
         for ino in [ino for ino, span in self._gathered.items() if span.number <= up_to]:
             del self._gathered[ino]
             self._unwritten.pop(ino, None)

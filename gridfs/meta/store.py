@@ -291,7 +291,7 @@ class Metadata:
         self._names.forget()
         self._packs.forget()
         self._bodies.reload()
-        self._outbox.forget()
+        self._outbox.forget(self._state.applied)
 
     def _redo(self) -> None:
         """Go back to the last commit and make all steps again; where that fails, the next call does."""
