@@ -36,7 +36,7 @@ XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 LABEL = b"security.selinux"
 """The kernel takes no labels from FUSE. Told that there are none, `ls -l` stops asking for one per file."""
 WANTS_WRITE = os.O_WRONLY | os.O_RDWR
-TICK_NS = 1_000_000_000
+TICK_NS = 100_000_000
 """More than the kernel's clock of inode times may differ from ours."""
 
 
