@@ -132,7 +132,7 @@ class Inodes:
         row.seen = None
         if ino not in self._changed:
             self._bound()
-            self._changed[ino] = row
+            self._rows[ino] = self._changed[ino] = row  # it may just have been let go
         return row
 
     def remove(self, ino: int) -> None:

@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from gridfs.meta import schema
+from gridfs.meta.inodes import CHANGED_MAX
 from gridfs.meta.names import KEPT_MAX
 from gridfs.meta.operations import Commit, Drop, Link, Rename, SetAttributes, SetXattr, Unlink, Write
 from gridfs.meta.store import ROOT, Metadata, checkpoint_on_own_connection
@@ -378,6 +379,18 @@ def test_what_waits_in_memory_is_seen_by_every_question(driver: Driver) -> None:
     assert len(store.orphans()) == 6
     assert store.inode(directory).nlink == 2  # type: ignore[union-attr]
     assert store.path_of(listed[b"000003"].ino) == "/directory/000003"
+
+
+def test_a_row_that_is_let_go_just_before_it_changes(driver: Driver) -> None:
+    inodes = [driver.make(b"%06d" % number) for number in range(CHANGED_MAX + 1)]
+    driver.store.commit()
+    driver.reopen()
+    store = driver.store
+    first, *others = inodes
+    assert store.inode(first) is not None  # the oldest in memory
+    for ino in (*others, first):
+        driver.do(SetAttributes(ino, None, 77, None, None, None, None, 7))
+    assert [ino for ino in inodes if store.inode(ino).uid != 77] == []  # type: ignore[union-attr]
 
 
 def test_a_name_for_a_while_costs_the_table_nothing(driver: Driver) -> None:
