@@ -83,8 +83,9 @@ class Contents:
 
     def truncated(self, ino: int, size: int) -> None:
         """The inode's size was set: nothing beyond it may come back."""
-        self._dirty.truncated(ino, size)
-        self._writer.truncated(ino, size)
+        if self._dirty.overlay(ino) is not None:  # what is in flight is in the overlay, too
+            self._dirty.truncated(ino, size)
+            self._writer.truncated(ino, size)
         self.forget_readahead(ino)
 
     def cloned(self, ino: int, to: int, number: int) -> bool:

@@ -84,6 +84,8 @@ class OpenDirectory:
     ino: int
     last: int | None = None
     """Highest cookie of the listing under way: entries made later would keep it from ending."""
+    ended: int | None = None
+    """Cookie behind which the listing under way found no more."""
 
 
 class FileSystem:
@@ -226,13 +228,20 @@ class FileSystem:
         directory = self._directories[handle]
         if directory.last is None:
             directory.last = self._log.metadata.last_cookie
+        if directory.ended is not None and after >= directory.ended:
+            return []
         last = directory.last
         entries = self.namespace.listing(directory.ino, after, limit)
+        if len(entries) < limit:
+            directory.ended = entries[-1].cookie if entries else after
+        elif entries[-1].cookie <= last:
+            return entries
         return [entry for entry in entries if entry.cookie <= last]
 
     def rewind_directory(self, handle: int) -> None:
         """The next listing sees what is there then."""
-        self._directories[handle].last = None
+        directory = self._directories[handle]
+        directory.last = directory.ended = None
 
     def release_directory(self, handle: int) -> None:
         self.namespace.closed(self._directories.pop(handle).ino)

@@ -67,7 +67,7 @@ class OperationLog:
     def replayed(self, record: Replayed) -> Operation:
         """Take over one record found in the spool at start; returns its operation."""
         operation = decode(record.operation)
-        self.metadata.apply(record.number, operation)  # does nothing up to `applied`
+        self.metadata.apply(record.number, operation, record.operation)  # does nothing up to `applied`
         self.number = max(self.number, record.number)
         return operation
 
@@ -81,10 +81,11 @@ class OperationLog:
         Raises OSError or Unavailable (disk) or Exhausted (spool) with nothing changed.
         """
         number = self.number + 1
+        encoded = encode(operation)
         # What the spool has is done, whatever happens then; what the metadata has can be taken back.
-        self.metadata.apply(number, operation)
+        self.metadata.apply(number, operation, encoded)
         try:
-            source = self.spool.append(number, encode(operation), data, phase)
+            source = self.spool.append(number, encoded, data, phase)
         except BaseException:
             self._revoke(number)
             raise
@@ -103,7 +104,7 @@ class OperationLog:
     def adopt(self, number: int, encoded: bytes) -> Operation:
         """Apply an operation of this file system that the grid has and this machine lacks."""
         operation = decode(encoded)
-        self.metadata.apply(number, operation)
+        self.metadata.apply(number, operation, encoded)
         self.number = number
         return operation
 

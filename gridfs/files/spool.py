@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gridfs.files.aside import set_aside
 from gridfs.files.overlay import Source
+from gridfs.files.sharing import Sharing
 from gridfs.files.spoolformat import (
     CHUNK,
     DATA_MAX,
@@ -97,6 +98,7 @@ class Spool:
         self.last = 0
         self._synced = 0
         """Every record up to this number is known to be durable here."""
+        self._syncing = Sharing(self._sync_slots)
 
     # ---- opening
 
@@ -139,8 +141,7 @@ class Spool:
             for record in self._replay_slot(slot):
                 self.last = record.number
                 yield record
-            if not slot.first:
-                # Nothing readable: a slot that was just begun, or the first gap of a torn log.
+            if not slot.first:  # nothing readable: just begun, or the first gap of a torn log
                 self._slots.pop()
                 del self._by_index[slot.index]
                 self._spare.append((slot.index, slot.file))
@@ -244,8 +245,7 @@ class Spool:
 
     def room(self, size: int, reserve: int = 1) -> bool:
         """Whether `size` bytes of data fit while `reserve` slots stay free for other operations."""
-        # Sealing adds 16 bytes a chunk and a header; a record never spans slots.
-        need = size + size // 2048 + 4096
+        need = size + size // 2048 + 4096  # sealing adds a little, and a record never spans slots
         if self._slots and self._slots[-1].end + need <= self.slot_bytes:
             return True
         if len(self._slots) + reserve >= self.slots_max:
@@ -443,6 +443,9 @@ class Spool:
 
     async def sync(self) -> None:
         """Every record appended before the call is durable when this returns. Raises OSError."""
+        await self._syncing.done()
+
+    async def _sync_slots(self) -> None:
         number = self.last
         slots = [(slot, slot.last) for slot in self._slots if slot.last > slot.synced]
         new_names, self._has_new_names = self._has_new_names, False

@@ -123,10 +123,10 @@ class Writer:
             self._wake.set()
 
     def truncated(self, ino: int, size: int) -> None:
-        """Clip what is in flight of this inode."""
+        """Clip what is in flight of this inode; it has dirty data, or had."""
         self._freezer.truncated(ino, size)
         self._try_again(ino)
-        self._progress_made()
+        self._tell_waiters()  # nothing is due by that: to wake the loop at each unlink would cost much
 
     def drain(self) -> None:
         """From now on freeze everything at once (unmounting)."""
@@ -416,6 +416,9 @@ class Writer:
         self._log.reclaim()
 
     def _progress_made(self) -> None:
+        self._tell_waiters()
+        self._wake.set()
+
+    def _tell_waiters(self) -> None:
         self._progress.set()
         self._progress = trio.Event()
-        self._wake.set()

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,6 +38,14 @@ XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 LABEL = b"security.selinux"
 """The kernel takes no labels from FUSE. Told that there are none, `ls -l` stops asking for one per file."""
 WANTS_WRITE = os.O_WRONLY | os.O_RDWR
+TICK_NS = 100_000_000
+"""More than the kernel's clock of inode times may differ from ours."""
+
+
+def _tells_times(fields: Any) -> bool:
+    """Whether a SETATTR is the kernel's own: the times of what it keeps."""
+    asked = fields.update_mode or fields.update_uid or fields.update_gid or fields.update_size
+    return fields.update_mtime and fields.update_ctime and not (asked or fields.update_atime)
 
 
 class Handlers(pyfuse3.Operations):
@@ -73,6 +82,11 @@ class Handlers(pyfuse3.Operations):
         self._nameless = Nameless(files.namespace)
         self._keeps_atime = atime
         self._timeout = attr_timeout_s
+        self._begun_ns = time.time_ns() - TICK_NS
+        """What was changed before has no page in the kernel yet when it is opened first."""
+        self._unseen: dict[int, int] = {}
+        """By handle: inodes whose access time its open has moved, and the kernel shows the old one. Most
+        programs ask right after the open, and not again after the first read."""
 
     # ---- attributes
 
@@ -117,6 +131,9 @@ class Handlers(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         self._files.require_writable()
         current = self._namespace.inode(inode)
+        if current.nlink == 0 and stat.S_ISREG(current.mode) and _tells_times(fields):
+            # After each unlink. Nobody but the kernel will show them, and the inode goes when it forgets it.
+            return self._attributes(current._replace(mtime=attr.st_mtime_ns, ctime=attr.st_ctime_ns))
         mode = None
         if self.own_init or fields.update_size:
             mode = self._without_set_id(current, fields, ctx)
@@ -300,10 +317,16 @@ class Handlers(pyfuse3.Operations):
             self._namespace.change(inode, Change(size=0, mode=mode))
             if mode is not None:
                 self._forget_attributes(inode)
-        if not flags & (WANTS_WRITE | os.O_NOATIME) and self._accessed(inode):
+        handle = self._opened(inode, flags)
+        if not flags & (WANTS_WRITE | os.O_NOATIME):
             # Reads from the page cache do not come here, so an open to read counts as one.
-            self._forget_attributes(inode)
-        return pyfuse3.FileInfo(fh=self._opened(inode, flags), keep_cache=True)
+            is_new = self._namespace.inode(inode).ctime >= self._begun_ns
+            if self._accessed(inode):
+                if is_new:
+                    self._forget_attributes(inode)
+                else:
+                    self._unseen[handle] = inode
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     def _opened(self, ino: int, flags: int) -> int:
         handle = self._files.open(ino)
@@ -313,6 +336,12 @@ class Handlers(pyfuse3.Operations):
         if flags & os.O_DIRECT:
             self._direct[handle] = None
         return handle
+
+    def _show_access(self, fh: int) -> None:
+        """From now on the kernel shows the access time that an open has moved."""
+        ino = self._unseen.pop(fh, None)
+        if ino is not None:
+            self._forget_attributes(ino)
 
     @staticmethod
     def _forget_attributes(ino: int) -> None:
@@ -338,6 +367,8 @@ class Handlers(pyfuse3.Operations):
 
     @firewall
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]
+        if self._unseen:
+            self._show_access(fh)
         ino, size_now = self._files.inode_of(fh), None
         reading = None if fh in self._direct else self._pages.begin(ino, off, size)
         if reading is None:
@@ -367,6 +398,8 @@ class Handlers(pyfuse3.Operations):
 
     @firewall
     async def release(self, fh: int) -> None:
+        if self._unseen:
+            self._show_access(fh)
         self._files.release(fh)
         self._direct.pop(fh, None)
         ino = self._writing.pop(fh, None)

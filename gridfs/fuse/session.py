@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import socket
@@ -25,11 +26,14 @@ from gridfs.fuse.handlers import Handlers
 from gridfs.fuse.initialise import InitRefused, InitRequest
 from gridfs.fuse.pages import Pages, store_to
 from gridfs.fuse.pausing import let_changes_wait
+from gridfs.fuse.turns import TURNS
 from gridfs.host import mounts
 
 logger = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 4096
+TASKS_MIN = 8
+"""Tasks kept at hand: each request that waits for something takes one."""
 TASKS_MAX = 256
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -39,6 +43,9 @@ MEMORY_PARTS = 8
 """Of files larger than that part of the memory no pages are stored: they would be gone before their time."""
 KEPT_BYTES = 32 << 20
 """Free memory at the top of the heap that is kept: giving it back and taking it again costs page faults."""
+
+COLLECTED_OBJECTS = 10_000
+"""New objects after which Python looks for cycles, of which there are few; 700 without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,8 @@ class SessionConfig:
 
 def tune_allocator() -> None:
     """Keep buffers of a request's size on the heap. Called once, early in the daemon."""
+    gc.freeze()  # modules and what they made are here to stay
+    gc.set_threshold(COLLECTED_OBJECTS)
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_ARENA_MAX, 1)  # buffers travel between threads: one heap has them all
@@ -88,6 +97,7 @@ class Session:
 
     async def open(self) -> None:
         """Mount. Raises RuntimeError with libfuse's one-line reason."""
+        TURNS.install()
         options = [
             initialise.option("fsname", self._config.source),
             "subtype=gridfs",
@@ -136,7 +146,7 @@ class Session:
             nursery.start_soon(self._raise_read_ahead)
             nursery.start_soon(self._handlers.rows.run)
             task_status.started()
-            await pyfuse3.main(1, TASKS_MAX)
+            await pyfuse3.main(TASKS_MIN, TASKS_MAX)
             nursery.cancel_scope.cancel()
 
     async def forget(self, inodes: Collection[int]) -> None:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import apsw
 
 from gridfs.meta import extents as algebra
+from gridfs.meta.inodes import Inodes
 from gridfs.meta.packs import Packs
 from gridfs.meta.rows import Extent
 from gridfs.meta.schema import State
@@ -59,10 +60,11 @@ class _Copy(NamedTuple):
 
 
 class Bodies:
-    """Tables `extent`, `cut` and `copy`, and the columns `body` and `held` of `inode`."""
+    """Tables `extent`, `cut` and `copy`, and the columns `body` and `held` of inodes."""
 
-    def __init__(self, database: apsw.Connection, state: State, packs: Packs) -> None:
+    def __init__(self, database: apsw.Connection, state: State, inodes: Inodes, packs: Packs) -> None:
         self._database = database
+        self._inodes = inodes
         self._state = state
         self._packs = packs
         self._cuts: dict[int, list[_Cut]] = {}
@@ -122,7 +124,9 @@ class Bodies:
             old = self._overlapping(body, piece.start - 1, piece.end + 1)
             # Dead ones leave on the way: joined to a live neighbour they would come back.
             held += self._exchange(body, old, algebra.insert(self._living(body, old), piece), changes)
-        self._database.execute("UPDATE inode SET body = ?, held = held + ? WHERE ino = ?", (body, held, ino))
+        row = self._inodes.changing(ino)
+        row.body = body
+        row.held += held
 
     def truncate(self, ino: int, size: int, number: int) -> None:
         """Take everything from byte `size` on out of an inode's body."""
@@ -141,8 +145,7 @@ class Bodies:
             held += self._exchange(body, past, [], changes)
         else:
             cuts.append(_Cut(body, number, size, ino))
-        if held:
-            self._database.execute("UPDATE inode SET held = held + ? WHERE ino = ?", (held, ino))
+        self._hold(ino, held)
         self._set_cuts(body, cuts)
         self._packs.add_live(changes, number)
 
@@ -151,7 +154,9 @@ class Bodies:
         body = self._body(ino)
         if body is None:
             return
-        self._database.execute("UPDATE inode SET body = NULL, held = 0 WHERE ino = ?", (ino,))
+        row = self._inodes.changing(ino)
+        row.body = None
+        row.held = 0
         self._leave_base(body)
         past = self._from(body, 0, CUT_ROWS_MAX + 1)
         if len(past) <= CUT_ROWS_MAX:
@@ -191,17 +196,19 @@ class Bodies:
         changes: dict[int, int] = {}
         body = self._new_body()
         held = self._exchange(body, [], rows, changes)
-        self._database.execute("UPDATE inode SET body = ?, held = ? WHERE ino = ?", (body, held, to))
+        row = self._inodes.changing(to)
+        row.body = body
+        row.held = held
         self._packs.add_live(changes, number)
 
     def _copy_of(self, base: int, ino: int, to: int) -> None:
         """Give `to` a new body, a copy of `base`; it holds as much as `ino`."""
         body = self._new_body()
         self._set_copy(_Copy(body, base, to))
-        self._database.execute(
-            "UPDATE inode SET body = ?, held = (SELECT held FROM inode WHERE ino = ?) WHERE ino = ?",
-            (body, ino, to),
-        )
+        held = self._inodes.changing(ino).held
+        row = self._inodes.changing(to)
+        row.body = body
+        row.held = held
 
     def work(self, limit_rows: int) -> bool:
         """Move and remove extents, looking at no more than `limit_rows` rows; whether work is left."""
@@ -214,8 +221,8 @@ class Bodies:
             cut = cuts[0]
             rows = self._from(body, cut.position, left)
             held = self._exchange(body, [row for row in rows if row.frozen < cut.number], [], changes)
-            if held and cut.ino:
-                self._database.execute("UPDATE inode SET held = held + ? WHERE ino = ?", (held, cut.ino))
+            if cut.ino:
+                self._hold(cut.ino, held)
             if len(rows) == left:
                 self._set_cuts(body, [cut._replace(position=rows[-1].start + 1), *cuts[1:]])
             else:
@@ -236,7 +243,7 @@ class Bodies:
             pieces = [algebra.clip(row, 0, limit) for row in living if row.start < limit]
             held = self._put(copy.body, pieces, changes) - moved
             for ino in self._holders(copy):
-                self._database.execute("UPDATE inode SET held = held + ? WHERE ino = ?", (held, ino))
+                self._hold(ino, held)
         self._exchange(base, rows, [], changes)
         if len(rows) < limit_rows:
             for copy in copies:
@@ -297,8 +304,13 @@ class Bodies:
         return rows if cuts is None else [row for row in rows if not _is_dead(row, cuts)]
 
     def _body(self, ino: int) -> int | None:
-        body = self._database.execute("SELECT body FROM inode WHERE ino = ?", (ino,)).get
-        return None if body is None else int(body)
+        row = self._inodes.find(ino)
+        return None if row is None else row.body
+
+    def _hold(self, ino: int, change: int) -> None:
+        """So many bytes more are held."""
+        if change:
+            self._inodes.changing(ino).held += change
 
     def _overlapping(self, body: int, start: int, end: int) -> list[Extent]:
         """Extents that share a byte with [start, end), the dead among them, by start."""

@@ -11,6 +11,8 @@ import stat
 import apsw
 
 from gridfs.meta.bodies import Bodies
+from gridfs.meta.inodes import Inodes, Row
+from gridfs.meta.names import Names
 from gridfs.meta.namespace import Namespace
 from gridfs.meta.operations import MAX_INTEGER, Attach, Clone, Detach
 from gridfs.meta.rows import ROOT, Inode
@@ -23,9 +25,18 @@ class Clones:
     """Checks an operation whole before the first row changes. Writes the table `detached`."""
 
     def __init__(
-        self, database: apsw.Connection, state: State, tree: Tree, bodies: Bodies, namespace: Namespace
+        self,
+        database: apsw.Connection,
+        state: State,
+        inodes: Inodes,
+        names: Names,
+        tree: Tree,
+        bodies: Bodies,
+        namespace: Namespace,
     ) -> None:
         self._database = database
+        self._inodes = inodes
+        self._names = names
         self._state = state
         self._tree = tree
         self._bodies = bodies
@@ -57,7 +68,7 @@ class Clones:
         )
         self._bodies.clone(source.ino, ino, number)
         if parent:
-            self._namespace.add_name(parent, operation.name, ino, stat.S_IFMT(source.mode))
+            self._names.add(parent, operation.name, ino, stat.S_IFMT(source.mode))
             self._namespace.touch_directory(parent, int(is_directory), operation.time)
         else:
             self._database.execute("INSERT INTO detached VALUES (?)", (ino,))
@@ -70,14 +81,12 @@ class Clones:
         self._state.next_inode = max(self._state.next_inode, ino + 1)
 
     def _insert(self, source: Inode, operation: Clone, is_directory: bool) -> None:
-        self._database.execute(
-            "INSERT INTO inode (ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, parent,"
-            " read_only) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
+        self._inodes.add(
+            Row(
                 operation.ino, source.mode, source.uid, source.gid, source.size, 2 if is_directory else 1,
                 source.atime, source.mtime, operation.time, source.rdev, source.target or None,
-                (operation.parent or ROOT) if is_directory else None, operation.read_only,
-            ),
+                (operation.parent or ROOT) if is_directory else None, read_only=int(operation.read_only),
+            )
         )  # fmt: skip
 
     def _attach(self, operation: Attach) -> None:
@@ -87,7 +96,7 @@ class Clones:
         self._tree.free_name("attach", parent, operation.name)
         self._tree.no_descent(ino, parent)
         self._database.execute("DELETE FROM detached WHERE ino = ?", (ino,))
-        self._namespace.add_name(parent, operation.name, ino, stat.S_IFDIR)
+        self._names.add(parent, operation.name, ino, stat.S_IFDIR)
         self._set_parent(ino, parent, operation.time)
         self._namespace.touch_directory(parent, 1, operation.time)
 
@@ -95,10 +104,12 @@ class Clones:
         entry = self._tree.entry("detach", operation.parent, operation.name, operation.ino)
         if not entry.is_directory:
             raise Corrupt(f"detach: inode {entry.ino} is not a directory")
-        self._namespace.delete_name(entry)
+        self._names.remove(entry)
         self._database.execute("INSERT INTO detached VALUES (?)", (entry.ino,))
         self._set_parent(entry.ino, ROOT, operation.time)
         self._namespace.touch_directory(operation.parent, -1, operation.time)
 
     def _set_parent(self, ino: int, parent: int, time: int) -> None:
-        self._database.execute("UPDATE inode SET parent = ?, ctime = ? WHERE ino = ?", (parent, time, ino))
+        row = self._inodes.changing(ino)
+        row.parent = parent
+        row.ctime = time

@@ -13,6 +13,8 @@ from typing import Any
 import apsw
 
 from gridfs.meta.bodies import Bodies
+from gridfs.meta.inodes import Inodes, Row
+from gridfs.meta.names import Name, Names
 from gridfs.meta.operations import (
     Drop,
     Link,
@@ -28,7 +30,7 @@ from gridfs.meta.operations import (
 )
 from gridfs.meta.rows import ROOT
 from gridfs.meta.schema import State
-from gridfs.meta.tree import Name, Tree
+from gridfs.meta.tree import Tree
 from storage.errors import Corrupt
 
 PERMISSIONS = 0o7777
@@ -46,8 +48,18 @@ def make_root(database: apsw.Connection, mode: int, uid: int, gid: int, time: in
 class Namespace:
     """Tables `inode`, `entry` and `xattr`."""
 
-    def __init__(self, database: apsw.Connection, state: State, tree: Tree, bodies: Bodies) -> None:
+    def __init__(
+        self,
+        database: apsw.Connection,
+        state: State,
+        inodes: Inodes,
+        names: Names,
+        tree: Tree,
+        bodies: Bodies,
+    ) -> None:
         self._database = database
+        self._inodes = inodes
+        self._names = names
         self._tree = tree
         self._state = state
         self._bodies = bodies
@@ -72,21 +84,20 @@ class Namespace:
 
     def _make(self, operation: Make, number: int) -> None:
         ino, parent, mode, time = operation.ino, operation.parent, operation.mode, operation.time
-        if self._database.execute("SELECT 1 FROM inode WHERE ino = ?", (ino,)).get or ino <= ROOT:
+        if ino <= ROOT or self._inodes.find(ino) is not None:
             raise Corrupt(f"make: inode {ino} is there already")
         self._tree.free_name("make", parent, operation.name)
         is_directory = stat.S_ISDIR(mode)
         if bool(operation.target) != stat.S_ISLNK(mode) or not stat.S_IFMT(mode):
             raise Corrupt(f"make: inode {ino} has mode {mode:o} and target {operation.target!r}")
-        self._database.execute(
-            "INSERT INTO inode (ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, parent)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
+        self._inodes.add(
+            Row(
                 ino, mode, operation.uid, operation.gid, len(operation.target), 2 if is_directory else 1,
                 time, time, time, operation.rdev, operation.target or None, parent if is_directory else None,
-            ),
+                has_no_xattrs=True,
+            )
         )  # fmt: skip
-        self.add_name(parent, operation.name, ino, stat.S_IFMT(mode))
+        self._names.add(parent, operation.name, ino, stat.S_IFMT(mode))
         self.touch_directory(parent, int(is_directory), time)
         if is_directory:
             self._state.directories += 1
@@ -99,16 +110,14 @@ class Namespace:
         if stat.S_ISDIR(inode.mode) or not inode.nlink:
             raise Corrupt(f"link: inode {operation.ino} takes no further name")
         self._tree.free_name("link", operation.parent, operation.name)
-        self.add_name(operation.parent, operation.name, operation.ino, stat.S_IFMT(inode.mode))
+        self._names.add(operation.parent, operation.name, operation.ino, stat.S_IFMT(inode.mode))
         self._count_links(operation.ino, 1, operation.time)
         self.touch_directory(operation.parent, 0, operation.time)
 
     def _unlink(self, operation: Unlink, number: int) -> None:
         entry = self._tree.entry("unlink", operation.parent, operation.name, operation.ino)
         self._tree.no_names_in("unlink", entry)
-        self._database.execute(
-            "DELETE FROM entry WHERE parent = ? AND name = ?", (operation.parent, operation.name)
-        )
+        self._names.remove(entry)
         self._lose_name(entry, operation.time)
         self.touch_directory(operation.parent, -int(entry.is_directory), operation.time)
 
@@ -121,8 +130,9 @@ class Namespace:
                 raise Corrupt(f"drop: directory {operation.ino} is not empty")
             self._database.execute("DELETE FROM detached WHERE ino = ?", (operation.ino,))
         self._bodies.detach(operation.ino, number)
-        self._database.execute("DELETE FROM xattr WHERE ino = ?", (operation.ino,))
-        self._database.execute("DELETE FROM inode WHERE ino = ?", (operation.ino,))
+        if self._tree.has_xattrs(operation.ino):
+            self._database.execute("DELETE FROM xattr WHERE ino = ?", (operation.ino,))
+        self._inodes.remove(operation.ino)
         if stat.S_ISDIR(inode.mode):
             self._state.directories -= 1
         else:
@@ -159,17 +169,14 @@ class Namespace:
     ) -> None:
         if other is not None:
             # The name stays where a listing knows it; only what it names changes.
-            self.delete_name(moved)
-            self._point(other, moved)
+            self._names.remove(moved)
+            self._names.point(other, moved)
             self._lose_name(other, time)
         elif new_parent == moved.parent:
-            self._database.execute(
-                "UPDATE entry SET name = ? WHERE parent = ? AND name = ?",
-                (new_name, moved.parent, moved.name),
-            )
+            self._names.change(moved, new_name)
         else:
-            self.delete_name(moved)
-            self.add_name(new_parent, new_name, moved.ino, moved.type)
+            self._names.remove(moved)
+            self._names.add(new_parent, new_name, moved.ino, moved.type)
         self._count_links(moved.ino, 0, time)
         gained = int(moved.is_directory)
         lost = int(other is not None and other.is_directory)
@@ -181,8 +188,8 @@ class Namespace:
             self._set_parent(moved, new_parent)
 
     def _exchange_names(self, moved: Name, other: Name, time: int) -> None:
-        self._point(moved, other)
-        self._point(other, moved)
+        self._names.point(moved, other)
+        self._names.point(other, moved)
         self._count_links(moved.ino, 0, time)
         self._count_links(other.ino, 0, time)
         if moved.parent == other.parent:
@@ -203,34 +210,30 @@ class Namespace:
             if size < inode.size:
                 self._bodies.truncate(operation.ino, size, number)
             self._state.add_bytes(size - inode.size)
-        mode = inode.mode
+        row = self._inodes.changing(operation.ino)
         if operation.mode is not None:
-            mode = stat.S_IFMT(mode) | operation.mode & PERMISSIONS
-        self._database.execute(
-            "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime = ?, mtime = ?, size = ?, ctime = ?"
-            " WHERE ino = ?",
-            (
-                mode,
-                inode.uid if operation.uid is None else operation.uid,
-                inode.gid if operation.gid is None else operation.gid,
-                inode.atime if operation.atime is None else operation.atime,
-                inode.mtime if operation.mtime is None else operation.mtime,
-                size,
-                operation.ctime,
-                operation.ino,
-            ),
-        )
+            row.mode = stat.S_IFMT(row.mode) | operation.mode & PERMISSIONS
+        if operation.uid is not None:
+            row.uid = operation.uid
+        if operation.gid is not None:
+            row.gid = operation.gid
+        if operation.atime is not None:
+            row.atime = operation.atime
+        if operation.mtime is not None:
+            row.mtime = operation.mtime
+        row.size = size
+        row.ctime = operation.ctime
 
     def _write(self, operation: Write, number: int) -> None:
         inode = self._tree.required("write", operation.ino)
         self._tree.must_be_file("write", inode)
         end = operation.offset + operation.length
         size = max(inode.size, end) if operation.length else inode.size
-        self._database.execute(
-            "UPDATE inode SET size = ?1, mtime = coalesce(?2, mtime), ctime = coalesce(?2, ctime)"
-            " WHERE ino = ?3",
-            (size, operation.time, operation.ino),
-        )
+        if size != inode.size or operation.time is not None:
+            row = self._inodes.changing(operation.ino)
+            row.size = size
+            if operation.time is not None:
+                row.mtime = row.ctime = operation.time
         self._state.add_bytes(size - inode.size)
 
     def _set_xattr(self, operation: SetXattr, number: int) -> None:
@@ -239,6 +242,7 @@ class Namespace:
             "INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (operation.ino, operation.name, operation.value)
         )
         self._count_links(operation.ino, 0, operation.time)
+        self._inodes.changing(operation.ino).has_no_xattrs = False
 
     def _remove_xattr(self, operation: RemoveXattr, number: int) -> None:
         self._tree.required("remove xattr", operation.ino)
@@ -255,38 +259,21 @@ class Namespace:
 
     # Changes of one row
 
-    def add_name(self, parent: int, name: bytes, ino: int, kind: int) -> None:
-        """A new entry behind all others; `kind` are the type bits."""
-        self._database.execute(
-            "INSERT INTO entry VALUES (?, ?, ?, ?, ?)", (parent, name, ino, self._state.next_cookie, kind)
-        )
-        self._state.next_cookie += 1
-
-    def delete_name(self, entry: Name) -> None:
-        """The entry goes; links are not counted."""
-        self._database.execute("DELETE FROM entry WHERE parent = ? AND name = ?", (entry.parent, entry.name))
-
-    def _point(self, entry: Name, to: Name) -> None:
-        self._database.execute(
-            "UPDATE entry SET ino = ?, type = ? WHERE parent = ? AND name = ?",
-            (to.ino, to.type, entry.parent, entry.name),
-        )
-
     def _lose_name(self, entry: Name, time: int) -> None:
         """One link less; a directory loses its own `.` with its name."""
         self._count_links(entry.ino, -2 if entry.is_directory else -1, time)
 
     def _count_links(self, ino: int, change: int, time: int) -> None:
-        self._database.execute(
-            "UPDATE inode SET nlink = nlink + ?, ctime = ? WHERE ino = ?", (change, time, ino)
-        )
+        row = self._inodes.changing(ino)
+        row.nlink += change
+        row.ctime = time
 
     def touch_directory(self, ino: int, links: int, time: int) -> None:
         """Names in a directory changed, and `links` more subdirectories lie in it."""
-        self._database.execute(
-            "UPDATE inode SET nlink = nlink + ?, mtime = ?, ctime = ? WHERE ino = ?", (links, time, time, ino)
-        )
+        row = self._inodes.changing(ino)
+        row.nlink += links
+        row.mtime = row.ctime = time
 
     def _set_parent(self, entry: Name, parent: int) -> None:
         if entry.is_directory:
-            self._database.execute("UPDATE inode SET parent = ? WHERE ino = ?", (parent, entry.ino))
+            self._inodes.changing(entry.ino).parent = parent

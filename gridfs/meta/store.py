@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import apsw
 
@@ -26,14 +26,17 @@ from gridfs.meta.checking import find_problems
 from gridfs.meta.checkpoints import Checkpoints, Range, Snapshot
 from gridfs.meta.clones import Clones
 from gridfs.meta.commits import Commits
+from gridfs.meta.inodes import Inodes
+from gridfs.meta.names import Names
 from gridfs.meta.namespace import Namespace, make_root
-from gridfs.meta.operations import Attach, Clone, Commit, Detach, Operation, Retire
+from gridfs.meta.operations import Attach, Clone, Commit, Detach, Operation, Retire, encode
 from gridfs.meta.outbox import Outbox
 from gridfs.meta.packs import Packs, key_hash
 from gridfs.meta.ranges import KeptPart
 from gridfs.meta.rows import ROOT, Entry, Extent, Garbage, Inode, Listed, Pack, Sealer, Totals
 from gridfs.meta.schema import State, checkpoint_on_own_connection
 from gridfs.meta.tree import Tree
+from storage.errors import StorageError
 
 __all__ = [
     "ROOT",
@@ -87,14 +90,17 @@ class Metadata:
         self._database = database
         self._state = State()
         self._packs = Packs(database, self._state, self._sealer)
-        self._bodies = Bodies(database, self._state, self._packs)
-        self._tree = Tree(database)
-        self._namespace = Namespace(database, self._state, self._tree, self._bodies)
-        self._clones = Clones(database, self._state, self._tree, self._bodies, self._namespace)
+        self._inodes = Inodes(database)
+        self._names = Names(database, self._state)
+        self._bodies = Bodies(database, self._state, self._inodes, self._packs)
+        self._tree = Tree(database, self._inodes, self._names)
+        shared = (self._state, self._inodes, self._names, self._tree, self._bodies)
+        self._namespace = Namespace(database, *shared)
+        self._clones = Clones(database, *shared, self._namespace)
         self._commits = Commits(self._packs, self._bodies, self._tree)
         self._outbox = Outbox(database, self._sealer)
         self._checkpoints = Checkpoints(database)
-        self._steps: list[Callable[[], object]] = []
+        self._steps: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         """Makes the open transaction once more, from the last commit on."""
         self._lacks_steps = False
         """It was rolled back, and not all steps are made again yet."""
@@ -157,6 +163,7 @@ class Metadata:
     @_whole
     def inodes(self) -> list[int]:
         """Numbers of all inodes."""
+        self._flush()
         return [ino for (ino,) in self._database.execute("SELECT ino FROM inode")]
 
     @schema.translated
@@ -183,17 +190,20 @@ class Metadata:
         return bool(self._steps)
 
     @_whole
-    def apply(self, number: int, operation: Operation) -> None:
+    def apply(self, number: int, operation: Operation, encoded: bytes | None = None) -> None:
         """Make one change within the open transaction; a number not above `applied` is ignored.
 
-        Permissions are the caller's. Raises Corrupt, with nothing changed, where the operation does
-        not fit the state. Everything that is not ignored also goes to the outbox.
+        `encoded`: the operation, from one who has that already. Permissions are the caller's. Raises Corrupt,
+        with nothing changed, where the operation does not fit the state. Everything that is not ignored also
+        goes to the outbox.
         """
         if number <= self._state.applied:
             return
-        self._change(partial(self._apply, number, operation), partial(self.apply, number, operation))
+        if encoded is None:
+            encoded = encode(operation)
+        self._change(self._apply, self.apply, number, operation, encoded)
 
-    def _apply(self, number: int, operation: Operation) -> None:
+    def _apply(self, number: int, operation: Operation, encoded: bytes) -> None:
         if isinstance(operation, Commit):
             self._commits.apply(operation, number)
         elif isinstance(operation, Retire):
@@ -202,7 +212,7 @@ class Metadata:
             self._clones.apply(operation, number)
         else:
             self._namespace.apply(operation, number)
-        self._outbox.put(number, operation)
+        self._outbox.put(number, operation, encoded)
         self._state.applied = number
 
     @_whole
@@ -215,10 +225,10 @@ class Metadata:
         if not self._steps:
             return
         try:
-            self._outbox.flush()
+            self._write_waiting()
             schema.save(self._database, self._state)
             self._database.execute("COMMIT")
-        except apsw.Error:
+        except BaseException:
             self._redo()
             raise
         self._steps.clear()
@@ -238,7 +248,7 @@ class Metadata:
         """
         if not self._bodies.has_work:
             return False
-        return self._change(partial(self._bodies.work, limit_rows), partial(self.work, limit_rows))
+        return self._change(self._bodies.work, self.work, limit_rows)
 
     @_whole
     def revoke(self, number: int) -> None:
@@ -248,27 +258,45 @@ class Metadata:
         self._steps.pop()
         self._redo()
 
-    def _change(self, step: Callable[[], T], again: Callable[[], object]) -> T:
+    def _change(self, step: Callable[..., T], again: Callable[..., object], *arguments: Any) -> T:
         """Make one step of the open transaction, wholly or not at all; `again` makes it once more."""
         if not self._database.in_transaction:
             self._database.execute("BEGIN IMMEDIATE")
-        before = self._database.total_changes()
+        before = self._changes()
         try:
-            result = step()
+            result = step(*arguments)
         except BaseException:
-            if self._database.total_changes() != before or not self._database.in_transaction:
+            if self._changes() != before or not self._database.in_transaction:
                 self._redo()
             elif not self._steps:
                 self._database.execute("ROLLBACK")
             raise
-        self._steps.append(again)
+        self._steps.append((again, arguments))
         return result
+
+    def _changes(self) -> int:
+        return self._database.total_changes() + self._inodes.changes + self._names.changes
+
+    def _flush(self) -> None:
+        """Before the tables themselves are read: what waits in memory goes there."""
+        try:
+            self._write_waiting()
+        except BaseException:
+            self._redo()
+            raise
+
+    def _write_waiting(self) -> None:
+        self._inodes.flush()
+        self._names.flush()
+        self._outbox.flush()
 
     def _reload(self) -> None:
         schema.load(self._database, self._state)
+        self._inodes.forget()
+        self._names.forget()
         self._packs.forget()
         self._bodies.reload()
-        self._outbox.forget()
+        self._outbox.forget(self._state.applied)
 
     def _redo(self) -> None:
         """Go back to the last commit and make all steps again; where that fails, the next call does."""
@@ -284,8 +312,8 @@ class Metadata:
         self._lacks_steps = False
         self._steps = []
         try:
-            for step in steps:
-                step()
+            for step, arguments in steps:
+                step(*arguments)
         except BaseException:
             self._steps = steps
             self._lacks_steps = True
@@ -317,8 +345,10 @@ class Metadata:
     def path_of(self, ino: int) -> str:
         """Where an inode lies, for a person: one of its paths, or "inode N" where none is known."""
         try:
+            if self._database.in_transaction:
+                self._flush()
             return self._tree.path_of(ino)
-        except apsw.Error:
+        except (apsw.Error, StorageError):
             return f"inode {ino}"
 
     @_whole
@@ -327,11 +357,13 @@ class Metadata:
 
         A name keeps its cookie when it is renamed within its directory or replaced by a rename.
         """
+        self._flush()
         return self._tree.entries(parent, after_cookie, limit)
 
     @_whole
     def listing(self, parent: int, after_cookie: int = 0, limit: int = 1000) -> list[Listed]:
         """Like `entries`, each with its inode."""
+        self._flush()
         return self._tree.listing(parent, after_cookie, limit)
 
     @property
@@ -341,6 +373,7 @@ class Metadata:
 
     @_whole
     def has_entries(self, parent: int) -> bool:
+        self._flush()
         return self._tree.has_entries(parent)
 
     @_whole
@@ -355,6 +388,7 @@ class Metadata:
     @_whole
     def orphans(self) -> list[int]:
         """Inodes without a name, which a Drop ends; ascending."""
+        self._flush()
         return self._tree.orphans()
 
     @_whole
@@ -413,12 +447,13 @@ class Metadata:
         """Encoded operations with numbers above `after`, in order: at least one if there is any, else
         as many as fit into `limit_bytes`. Successive Writes to one inode are one, under the last number.
         """
+        self._flush()
         return self._outbox.rows(after, limit_bytes)
 
     @_whole
     def drop_outbox(self, up_to: int) -> None:
         """Forget what was shipped, in the open transaction."""
-        self._change(partial(self._outbox.drop, up_to), partial(self.drop_outbox, up_to))
+        self._change(self._outbox.drop, self.drop_outbox, up_to)
 
     # Checkpoints
 
@@ -428,7 +463,7 @@ class Metadata:
         checkpoint. Ends the open transaction. `path`: of this database, for a connection of its own; None
         where it can have none. The caller closes the snapshot.
         """
-        self._change(self._checkpoints.take, self._checkpoints.take)
+        self._change(self._take_checkpoint, self._take_checkpoint)
         self.commit()
         if path is None:
             return Snapshot(self._database, self._sealer, shared=True)
@@ -439,12 +474,14 @@ class Metadata:
             database.close()
             raise
 
+    def _take_checkpoint(self) -> None:
+        self._write_waiting()  # what that touches is this checkpoint's business
+        self._checkpoints.take()
+
     @_whole
     def finish_checkpoint(self, ranges: Sequence[Range], parts: Sequence[KeptPart]) -> None:
         """The checkpoint is stored and named in the grid; in the open transaction."""
-        self._change(
-            partial(self._checkpoints.finish, ranges, parts), partial(self.finish_checkpoint, ranges, parts)
-        )
+        self._change(self._checkpoints.finish, self.finish_checkpoint, ranges, parts)
 
     @_whole
     def superseded(self, in_use: Sequence[bytes]) -> list[bytes]:
@@ -458,11 +495,10 @@ class Metadata:
     @_whole
     def set_value(self, name: str, value: bytes) -> None:
         """Keep a small value, in the open transaction."""
-        self._change(
-            partial(schema.set_value, self._database, name, value), partial(self.set_value, name, value)
-        )
+        self._change(partial(schema.set_value, self._database), self.set_value, name, value)
 
     @_whole
     def check(self) -> list[str]:
         """Read everything and name each broken invariant of SPEC.md; empty when all is well. Slow."""
+        self._flush()
         return find_problems(self._database, self._state)

@@ -1,15 +1,18 @@
 """The tree as it stands: reading inodes, names and attributes, and what operations expect of them.
 
-Nothing in here changes anything.
+Nothing in here changes anything. `entries`, `listing`, `orphans` and `path_of` read the tables themselves:
+what waits in memory is flushed first.
 """
 
 from __future__ import annotations
 
 import stat
-from typing import Any, NamedTuple
+from typing import Any
 
 import apsw
 
+from gridfs.meta.inodes import Inodes
+from gridfs.meta.names import Name, Names
 from gridfs.meta.operations import NAME_BYTES_MAX
 from gridfs.meta.rows import ROOT, Entry, Inode, Listed
 from storage.errors import Corrupt, Missing
@@ -19,49 +22,34 @@ DEPTH_MAX = 100_000
 ENTRIES_SEARCHED_MAX = 100_000
 """Entries that are looked through for the name of a file: some 10 ms."""
 
-# While a cut is being worked off, more is held than the file has bytes.
 _INODE = (
     "ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, coalesce(target, x''),"
     " (min(held, size) + 511) / 512, read_only"
 )
-"""The fields of Inode, in its order."""
-
-
-class Name(NamedTuple):
-    """An entry as it stands."""
-
-    parent: int
-    name: bytes
-    ino: int
-    cookie: int
-    type: int
-
-    @property
-    def is_directory(self) -> bool:
-        return self.type == stat.S_IFDIR
+"""The fields of Inode, in its order; see `Row.inode`."""
 
 
 class Tree:
     """Reads the tables `inode`, `entry` and `xattr`."""
 
-    def __init__(self, database: apsw.Connection) -> None:
+    def __init__(self, database: apsw.Connection, inodes: Inodes, names: Names) -> None:
         self._database = database
+        self._inodes = inodes
+        self._names = names
 
     def inode(self, ino: int) -> Inode | None:
-        row: Any = self._database.execute(f"SELECT {_INODE} FROM inode WHERE ino = ?", (ino,)).fetchone()  # noqa: S608
-        return None if row is None else Inode._make(row)
+        row = self._inodes.find(ino)
+        return None if row is None else row.inode()
 
     def lookup(self, parent: int, name: bytes) -> int | None:
-        ino = self._database.execute(
-            "SELECT ino FROM entry WHERE parent = ? AND name = ?", (parent, name)
-        ).get
-        return None if ino is None else int(ino)
+        found = self._names.find(parent, name)
+        return None if found is None else found.ino
 
     def parent_of(self, ino: int) -> int:
-        parent = self._database.execute("SELECT parent FROM inode WHERE ino = ?", (ino,)).get
-        if parent is None:
+        row = self._inodes.find(ino)
+        if row is None or row.parent is None:
             raise Missing(f"inode {ino} is not a directory")
-        return int(parent)
+        return row.parent
 
     def path_of(self, ino: int) -> str:
         """Where an inode lies, for a person: "/" and one of its paths, or "inode N" where none is known.
@@ -80,15 +68,14 @@ class Tree:
 
     def _name_of(self, ino: int) -> tuple[int, bytes] | None:
         """(directory, name) of one name of an inode."""
-        row: Any = self._database.execute("SELECT mode, parent FROM inode WHERE ino = ?", (ino,)).fetchone()
+        row = self._inodes.find(ino)
         if row is None:
             return None
-        mode, parent = row
-        within = "WHERE parent = ?" if stat.S_ISDIR(mode) else ""
+        within = "WHERE parent = ?" if stat.S_ISDIR(row.mode) else ""
         searched = f"SELECT parent, name, ino FROM entry {within} LIMIT ?"  # noqa: S608
         found: Any = self._database.execute(
             f"SELECT parent, name FROM ({searched}) WHERE ino = ?",  # noqa: S608
-            (*([parent] if within else []), ENTRIES_SEARCHED_MAX, ino),
+            (*([row.parent] if within else []), ENTRIES_SEARCHED_MAX, ino),
         ).fetchone()
         return None if found is None else (int(found[0]), bytes(found[1]))
 
@@ -110,15 +97,27 @@ class Tree:
         return [Listed(row[0], row[1], Inode._make(row[2:])) for row in rows]
 
     def has_entries(self, parent: int) -> bool:
+        self._names.flush()
         return bool(
             self._database.execute("SELECT EXISTS (SELECT 1 FROM entry WHERE parent = ?)", (parent,)).get
         )
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
+        if not self.has_xattrs(ino):
+            return None
         row = self._database.execute(
             "SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name)
         ).fetchone()
         return None if row is None else row[0]
+
+    def has_xattrs(self, ino: int) -> bool:
+        """Asked before nearly every write and in every directory, of inodes that seldom have any."""
+        row = self._inodes.find(ino)
+        if row is None or row.has_no_xattrs:
+            return False
+        found = self._database.execute("SELECT EXISTS (SELECT 1 FROM xattr WHERE ino = ?)", (ino,)).get
+        row.has_no_xattrs = not found
+        return bool(found)
 
     def xattrs(self, ino: int) -> list[bytes]:
         rows = self._database.execute("SELECT name FROM xattr WHERE ino = ? ORDER BY name", (ino,))
@@ -153,19 +152,17 @@ class Tree:
         """The directory is there and linked, the name is a name, and nobody has it."""
         if not 1 <= len(name) <= NAME_BYTES_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
             raise Corrupt(f"{what}: {name!r} is not a name")
-        row = self._database.execute("SELECT mode, nlink FROM inode WHERE ino = ?", (parent,)).fetchone()
-        if row is None or not stat.S_ISDIR(row[0]) or not row[1]:
+        row = self._inodes.find(parent)
+        if row is None or not stat.S_ISDIR(row.mode) or not row.nlink:
             raise Corrupt(f"{what}: inode {parent} is not a directory that takes names")
         if self.lookup(parent, name) is not None:
             raise Corrupt(f"{what}: inode {parent} has the name {name!r} already")
 
     def entry(self, what: str, parent: int, name: bytes, ino: int) -> Name:
-        row = self._database.execute(
-            "SELECT parent, name, ino, cookie, type FROM entry WHERE parent = ? AND name = ?", (parent, name)
-        ).fetchone()
-        if row is None or row[2] != ino:
+        found = self._names.find(parent, name)
+        if found is None or found.ino != ino:
             raise Corrupt(f"{what}: {name!r} in inode {parent} is not inode {ino}")
-        return Name(*row)
+        return found
 
     def no_names_in(self, what: str, entry: Name) -> None:
         if entry.is_directory and self.has_entries(entry.ino):

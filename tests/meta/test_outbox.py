@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gridfs.meta.operations import Operation, SetAttributes, Write, decode, encode
-from gridfs.meta.outbox import GATHERED_INODES_MAX
+from gridfs.meta.operations import Operation, SetAttributes, SetXattr, Write, decode, encode
+from gridfs.meta.outbox import GATHERED_INODES_MAX, RECENT_BYTES_MAX
 from gridfs.meta.store import ROOT
 
-from .support import Driver
+from .support import Driver, MaskSealer
 
 
 def rows(driver: Driver) -> list[tuple[int, Operation]]:
@@ -132,3 +132,43 @@ def test_rows_lie_sealed_in_the_file(driver: Driver) -> None:
         assert payload not in log.read()
     assert encode(decode(payload)) == payload
     assert driver.store.lookup(ROOT, name) == ino
+
+
+def test_what_was_written_just_now_is_not_read_again(driver: Driver) -> None:
+    """The same rows come from memory and from the table, whatever was dropped, replaced or pushed out."""
+    store = driver.store
+    opened: list[bytes] = []
+    inodes = [driver.make(b"%d" % number) for number in range(20)]
+
+    class Counting(MaskSealer):
+        def open(self, data: bytes) -> bytes:
+            opened.append(data)
+            return super().open(data)
+
+    store._outbox._sealer = Counting()
+    shipped = 0
+    for turn in range(400):
+        ino = inodes[turn * 7 % 20]
+        driver.do(Write(ino, turn, 1, turn))
+        driver.do(Write(inodes[turn * 3 % 20], turn, 1, turn))
+        if turn % 5 == 0:
+            driver.do(SetXattr(ino, b"user.a", bytes(RECENT_BYTES_MAX // 100), 6))
+        if turn % 3 == 0:
+            store.commit()
+        if turn % 40 == 39:
+            shipped = driver.number - 20
+            store.drop_outbox(shipped)
+        count = len(opened)
+        newest = store.outbox(driver.number - 5, 1 << 30)
+        assert len(opened) == count
+        for after in (shipped, driver.number - 100, driver.number - 5):
+            rows = store.outbox(after, 1 << 30)
+            store._outbox.flush()
+            table = store._outbox._database.execute(
+                "SELECT number, payload FROM outbox WHERE number > ? ORDER BY number", (after,)
+            )
+            assert rows == [(number, MaskSealer().open(payload)) for number, payload in table]
+        assert newest == rows
+        assert store._outbox._recent_bytes == sum(map(len, store._outbox._recent.values()))
+        assert store._outbox._recent_bytes <= RECENT_BYTES_MAX
+    assert opened

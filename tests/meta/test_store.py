@@ -11,7 +11,9 @@ import apsw
 import pytest
 
 from gridfs.meta import schema
-from gridfs.meta.operations import Commit, Drop, SetAttributes, SetXattr, Unlink, Write
+from gridfs.meta.inodes import CHANGED_MAX
+from gridfs.meta.names import KEPT_MAX
+from gridfs.meta.operations import Commit, Drop, Link, Rename, SetAttributes, SetXattr, Unlink, Write
 from gridfs.meta.store import ROOT, Metadata, checkpoint_on_own_connection
 from storage.errors import Corrupt, Exhausted, Missing, Refused
 
@@ -283,13 +285,13 @@ def test_closing_makes_nothing_once_more_that_a_failing_disk_took_back(tmp_path:
     driver = Driver(tmp_path / "m.db")
     driver.make(b"file")
     driver.store._database.execute("ROLLBACK")
-    driver.store._steps = [lambda: pytest.fail("made once more")]
+    driver.store._steps = [(lambda: pytest.fail("made once more"), ())]
     driver.store.close()
     driver.store.close()
 
 
 class FailingSealer(MaskSealer):
-    """Fails once when told to. The outbox seals last, when all rows of an operation are changed."""
+    """Fails once when told to."""
 
     fails = False
 
@@ -300,26 +302,112 @@ class FailingSealer(MaskSealer):
         return super().seal(data)
 
 
-def test_a_failure_half_way_takes_the_whole_operation_back(tmp_path: Path) -> None:
-    sealer = FailingSealer()
-    driver = Driver(tmp_path / "m.db", sealer)
+def test_a_failure_half_way_takes_the_whole_operation_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    driver = Driver(tmp_path / "m.db")
     ino = driver.make(b"file")
+    directory = driver.make(b"directory", DIRECTORY)
     driver.do(Write(ino, 0, 100, 5))
-    picture = driver.picture()
-    sealer.fails = True
-    with pytest.raises(ZeroDivisionError):
-        driver.store.apply(driver.number + 1, SetXattr(ino, b"user.a", b"1", 6))
-    assert driver.picture() == picture
     driver.do(Commit([pack_record(1)], [extent_record(ino, 0, 100, driver.number)]))
-    picture = driver.picture()
-    sealer.fails = True
-    with pytest.raises(ZeroDivisionError):
-        driver.store.apply(driver.number + 1, SetAttributes(ino, None, None, None, None, None, 0, 7))
-    assert driver.picture() == picture
+    for operation in (
+        SetXattr(ino, b"user.a", b"1", 6),
+        SetAttributes(ino, None, None, None, None, None, 0, 7),
+        Rename(ROOT, b"file", directory, b"moved", ino, 0, False, 8),
+        Unlink(ROOT, b"file", ino, 9),
+        Write(ino, 100, 100, None),
+    ):
+        picture = driver.picture()
+        with monkeypatch.context() as patch:
+            # The outbox comes last, when all rows of an operation are changed.
+            patch.setattr(driver.store._outbox, "put", fail)
+            with pytest.raises(ZeroDivisionError):
+                driver.store.apply(driver.number + 1, operation)
+        assert driver.picture() == picture
     driver.make(b"whole")
     driver.store.commit()
     assert driver.store.check() == []
     driver.store.close()
+
+
+def test_a_failure_while_everything_is_written_leaves_the_transaction_whole(tmp_path: Path) -> None:
+    sealer = FailingSealer()
+    driver = Driver(tmp_path / "m.db", sealer)
+    ino = driver.make(b"file")
+    driver.do(Write(ino, 0, 100, 5))
+    for look in (driver.store.commit, driver.store.check, lambda: driver.store.listing(ROOT)):
+        driver.do(SetXattr(ino, b"user.a", b"1", 6))
+        sealer.fails = True
+        with pytest.raises(ZeroDivisionError):
+            look()
+        assert driver.store.inode(ino).size == 100  # type: ignore[union-attr]
+        assert driver.store.in_transaction
+    driver.store.commit()
+    picture = driver.picture()
+    driver.reopen()
+    assert driver.picture() == picture
+    assert driver.store.applied == driver.number
+    assert driver.store.check() == []
+    driver.store.close()
+
+
+def test_what_waits_in_memory_is_seen_by_every_question(driver: Driver) -> None:
+    """Also after it was written, was put out of memory, and was changed again."""
+    store = driver.store
+    directory = driver.make(b"directory", DIRECTORY)
+    for begin in range(0, 3 * KEPT_MAX, KEPT_MAX // 2):
+        names = {b"%06d" % number: 0 for number in range(begin, begin + KEPT_MAX // 2)}
+        for name in names:
+            names[name] = driver.make(name, parent=directory)
+        first, second, *_, last = names
+        driver.do(Unlink(directory, last, names[last], 7))
+        driver.do(Drop(names[last]))
+        driver.do(Rename(directory, first, directory, b"r" + first, names[first], 0, False, 8))
+        driver.do(Rename(directory, second, directory, b"r" + first, names[second], names[first], False, 9))
+        if begin % KEPT_MAX:
+            store.commit()
+    listed = {entry.name: entry.inode for entry in store.listing(directory, 0, 1 << 20)}
+    assert [entry.name for entry in store.entries(directory, 0, 1 << 20)] == list(listed)
+    assert len(listed) == 6 * (KEPT_MAX // 2 - 2)
+    for name, inode in listed.items():
+        assert store.lookup(directory, name) == inode.ino
+        assert store.inode(inode.ino) == inode
+    assert store.lookup(directory, b"000000") is None
+    assert len(store.orphans()) == 6
+    assert store.inode(directory).nlink == 2  # type: ignore[union-attr]
+    assert store.path_of(listed[b"000003"].ino) == "/directory/000003"
+
+
+def test_a_row_that_is_let_go_just_before_it_changes(driver: Driver) -> None:
+    inodes = [driver.make(b"%06d" % number) for number in range(CHANGED_MAX + 1)]
+    driver.store.commit()
+    driver.reopen()
+    store = driver.store
+    first, *others = inodes
+    assert store.inode(first) is not None  # the oldest in memory
+    for ino in (*others, first):
+        driver.do(SetAttributes(ino, None, 77, None, None, None, None, 7))
+    assert [ino for ino in inodes if store.inode(ino).uid != 77] == []  # type: ignore[union-attr]
+
+
+def test_a_name_for_a_while_costs_the_table_nothing(driver: Driver) -> None:
+    """As git and editors make files: a new name, a link or rename to the right one."""
+    store = driver.store
+    driver.make(b"other")
+    store.commit()
+    before = store._database.total_changes()
+    ino = driver.make(b"a while")
+    driver.do(Write(ino, 0, 100, 5))
+    driver.do(SetAttributes(ino, 0o444, None, None, None, 6, None, 6))
+    driver.do(Link(ino, ROOT, b"for good", 7))
+    driver.do(Unlink(ROOT, b"a while", ino, 8))
+    assert store._database.total_changes() == before
+    store.commit()
+    # Two inodes and a name, with the ranges that they touch; four operations of the outbox and one of writes.
+    assert store._database.total_changes() - before <= 2 + 1 + 3 + 5 + 1
 
 
 def test_state_keeps_its_order() -> None:

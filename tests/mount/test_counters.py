@@ -1,11 +1,12 @@
-"""What a cold sequential read costs in requests, whatever k is."""
+"""What things cost in requests and operations: a cold sequential read whatever k is, and small acts."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from tests.mount.conftest import MakeFileSystem
-from tests.mount.support import sha256, write_large
+from tests.mount.support import sha256, wait_until, write_large
 from tests.processes import FileSystemShape, LocalGrid, MountedFileSystem
 
 SIZE = 100_000_000
@@ -37,3 +38,47 @@ def test_sixty_of_a_hundred(make_grid: Callable[..., LocalGrid], make_file_syste
     grid = make_grid(servers=10)
     options = ("--shares-per-server", "10")
     cold_read(make_file_system(grid, FileSystemShape(k=60, n=100, happy=62, options=options)))
+
+
+def test_a_first_read_asks_for_no_attributes_once_more(
+    six: LocalGrid, make_file_system: MakeFileSystem
+) -> None:
+    """Its open moves the access time; the kernel hears of it when something is read, or at the end."""
+    mounted = make_file_system()
+    names = ["read", "closed"]
+    for name in names:
+        (mounted.path / name).write_bytes(b"content")
+    mounted.remount()
+    before = {name: (mounted.path / name).stat() for name in names}
+    calls = mounted.status()["calls"]
+    for name in names:
+        with (mounted.path / name).open("rb") as file:
+            assert os.fstat(file.fileno()).st_atime_ns == before[name].st_atime_ns
+            if name == "read":
+                assert file.read() == b"content"
+    now = mounted.status()["calls"]
+    assert {name: now[name] - calls.get(name, 0) for name in ("getattr", "open", "read")} == {
+        "getattr": 0,
+        "open": 2,
+        "read": 1,
+    }
+    assert (mounted.path / "read").stat().st_atime_ns > before["read"].st_atime_ns
+    wait_until(
+        lambda: (mounted.path / "closed").stat().st_atime_ns > before["closed"].st_atime_ns, "the release"
+    )
+    mounted.umount()
+
+
+def test_an_unlink_is_two_operations(six: LocalGrid, make_file_system: MakeFileSystem) -> None:
+    """The name goes, and the inode. In between the kernel tells new times, which nobody will see."""
+    mounted = make_file_system()
+    paths = [mounted.path / f"file{number}" for number in range(20)]
+    for path in paths:
+        path.touch()
+    operations, calls = mounted.status()["operations"], mounted.status()["calls"]
+    for path in paths:
+        path.unlink()
+    wait_until(lambda: mounted.status()["files"] == 0, "the kernel forgets them")
+    assert mounted.status()["operations"] - operations == 2 * len(paths)
+    assert mounted.status()["calls"]["setattr"] - calls.get("setattr", 0) == len(paths)
+    mounted.umount()

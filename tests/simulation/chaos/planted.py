@@ -95,7 +95,7 @@ def acknowledge_before_fsync() -> Iterator[None]:
         yield
 
 
-@bug("W-1", 6, "durable")
+@bug("W-1", 10, "durable")
 def quorum_less_one() -> Iterator[None]:
     """One head server fewer than W is enough."""
     real = Config.quorum

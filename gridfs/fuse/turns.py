@@ -1,0 +1,187 @@
+"""Turns at the FUSE device: who reads the next request.
+
+pyfuse3 serves with a pool of tasks that hand a lock from one to the next, a request each: that costs two
+changes of task and two system calls more than the request itself, and is most of the CPU of a small one.
+Nearly all handlers answer without waiting for anything, so here the task that has the turn keeps it from
+request to request, and hands it over only when its handler waits for something.
+
+pyfuse3 looks trio up in a variable of its module, so that asyncio can take its place (`pyfuse3.asyncio`).
+`Turns` stands there: it is trio but for the lock and for the wait for the device, and it runs pyfuse3's
+tasks step by step, to see when one of them waits.
+
+Atomic between awaits: at most one task has the turn, and it is either running, or waiting for the device.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pyfuse3
+import trio
+
+IN_A_ROW_MAX = 16
+"""Requests that are served before other tasks of the daemon run."""
+IN_A_ROW_S_MAX = 0.001
+"""The same in time: requests may carry a megabyte."""
+
+
+class _Server:
+    """One of pyfuse3's tasks."""
+
+    __slots__ = ("_coroutine", "_turns")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], turns: Turns) -> None:
+        self._coroutine = coroutine
+        self._turns = turns
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Run to the end, step by step; what it waits for goes up to trio, and its answer down."""
+        turns, send, throw = self._turns, self._coroutine.send, self._coroutine.throw
+        answer: Any = None
+        error: BaseException | None = None
+        try:
+            while True:
+                turns.running = self
+                try:
+                    trap = send(answer) if error is None else throw(error)
+                except StopIteration:
+                    return
+                if turns.reader is self and not turns.is_waiting:
+                    turns.pass_on()
+                answer = error = None
+                try:
+                    answer = yield trap
+                except BaseException as thrown:
+                    error = thrown
+        finally:
+            if turns.reader is self:
+                turns.pass_on()
+
+
+class Turns:
+    """The turn of one process, which has one FUSE session at most. Stands in for pyfuse3's trio."""
+
+    ClosedResourceError = trio.ClosedResourceError
+    current_task = staticmethod(trio.lowlevel.current_task)
+    current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
+    notify_closing = staticmethod(trio.lowlevel.notify_closing)
+
+    def __init__(self, in_a_row_s_max: float = IN_A_ROW_S_MAX) -> None:
+        self._in_a_row_s_max = in_a_row_s_max
+        self.running: _Server | None = None
+        """The task whose step is being run."""
+        self.reader: _Server | None = None
+        """The task that has the turn."""
+        self.is_waiting = False
+        """The task that has the turn waits for the device."""
+        self._parked: deque[tuple[trio.lowlevel.Task, _Server]] = deque()
+        self._poll = select.poll()
+        self._polled: int | None = None
+        self._in_a_row = 0
+        self._since = 0.0
+        self.waits = 0
+        """How often the device was waited for through trio."""
+
+    @property
+    def lowlevel(self) -> Turns:
+        return self
+
+    def install(self) -> None:
+        """Let pyfuse3 serve by turns, from its next session on. Idempotent."""
+        pyfuse3.trio = self  # type: ignore[attr-defined]
+
+    # ---- what pyfuse3 calls
+
+    def Lock(self) -> Turns:  # noqa: N802 - trio's name
+        return self
+
+    async def __aenter__(self) -> None:
+        """Wait for the turn."""
+        server = self.running
+        assert server is not None
+        if self.reader is None:
+            self.reader = server
+        if self.reader is server:
+            return
+        waiting = (trio.lowlevel.current_task(), server)
+        self._parked.append(waiting)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._parked.remove(waiting)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def __aexit__(self, *_: object) -> None:
+        """Keep it."""
+
+    async def wait_readable(self, device: int) -> None:
+        """Wait for a request. Raises ClosedResourceError after `notify_closing`."""
+        if self._polled != device:
+            if self._polled is not None:
+                self._poll.unregister(self._polled)
+            self._poll.register(device, select.POLLIN)
+            self._polled = device
+        self._in_a_row += 1
+        is_short = self._in_a_row < IN_A_ROW_MAX and trio.current_time() < self._since + self._in_a_row_s_max
+        if is_short and self._poll.poll(0):
+            return
+        self.waits += 1
+        self.is_waiting = True
+        try:
+            await trio.lowlevel.wait_readable(device)
+        finally:
+            self.is_waiting = False
+        self._in_a_row = 0
+        self._since = trio.current_time()
+
+    def open_nursery(self) -> AbstractAsyncContextManager[_Nursery]:
+        return _Nursery(self)
+
+    # ---- handing over
+
+    def pass_on(self) -> None:
+        """The next task in line gets the turn; without one the next to ask."""
+        self.reader = None
+        if self._parked:
+            task, self.reader = self._parked.popleft()
+            trio.lowlevel.reschedule(task)
+
+    async def serve(self, function: Callable[..., Coroutine[Any, Any, None]], arguments: Any) -> None:
+        """One task of the pool, to its end."""
+        await _Server(function(*arguments), self)
+
+    def let_others_run(self) -> None:
+        """Before the next request: a task that was begun has to get in line, or one more would be begun."""
+        self._in_a_row = IN_A_ROW_MAX
+
+
+class _Nursery(AbstractAsyncContextManager["_Nursery"]):
+    """trio's, whose tasks take turns."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._manager = trio.open_nursery()
+        self._nursery: trio.Nursery | None = None
+
+    async def __aenter__(self) -> _Nursery:
+        self._nursery = await self._manager.__aenter__()
+        return self
+
+    def __aexit__(self, *exception: Any) -> Awaitable[bool | None]:  # type: ignore[override]
+        return self._manager.__aexit__(*exception)
+
+    def start_soon(
+        self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any, name: str | None = None
+    ) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(self._turns.serve, function, arguments, name=name)
+        self._turns.let_others_run()
+
+
+TURNS = Turns()
+"""pyfuse3 keeps its session in variables of its module, and so is one for the process."""
