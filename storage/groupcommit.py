@@ -1,8 +1,9 @@
 """Group commit: operations that arrive while a sync is in flight share the next one. No timer.
 
-`submit` queues an operation and waits for its result; `run` takes everything queued (up to a bound), calls
-`commit` once for it and hands the results out. Atomic between awaits: the queue and a ticket's state. The
-queue is bounded by its callers: each waits for its own operation, and the service gives them credit.
+`submit` queues an operation and waits for its result, `submit_nowait` calls back with it; `run` takes all
+that is queued (up to a bound), calls `commit` once for it and hands the results out. Atomic between awaits:
+the queue and a ticket's state. The queue is bounded by its callers: each waits for its own operation, and the
+service gives them credit.
 
 An operation whose caller is cancelled is taken back while it is queued; once in flight the caller waits for
 its end, because the buffers in it belong to the disk until then.
@@ -25,34 +26,35 @@ Result = TypeVar("Result")
 class Ticket(Generic[Operation, Result]):
     """One operation on its way. `commit` settles it with a result or an error."""
 
-    __slots__ = ("_done", "_error", "_result", "operation", "size_bytes")
+    __slots__ = ("_result", "_tell", "error", "operation", "settled", "size_bytes")
 
-    def __init__(self, operation: Operation, size_bytes: int) -> None:
+    def __init__(
+        self, operation: Operation, size_bytes: int, tell: Callable[[Ticket[Operation, Result]], None]
+    ) -> None:
+        """`tell` is called once, with the ticket, when it is settled."""
         self.operation = operation
         self.size_bytes = size_bytes
-        self._done = trio.Event()
-        self._error: StorageError | None = None
+        self.settled = False
+        self._tell = tell
+        self.error: StorageError | None = None
         self._result: list[Result] = []
 
-    @property
-    def settled(self) -> bool:
-        return self._done.is_set()
-
     def succeed(self, result: Result) -> None:
-        self._result.append(result)
-        self._done.set()
+        if not self.settled:
+            self.settled = True
+            self._result.append(result)
+            self._tell(self)
 
     def fail(self, error: StorageError) -> None:
-        self._error = error
-        self._done.set()
-
-    async def wait(self) -> None:
-        await self._done.wait()
+        if not self.settled:
+            self.settled = True
+            self.error = error
+            self._tell(self)
 
     def outcome(self) -> Result:
-        if self._error is not None:
+        if self.error is not None:
             # One error object may settle many tickets; each caller raises its own.
-            raise type(self._error)(*self._error.args)
+            raise type(self.error)(*self.error.args)
         return self._result[0]
 
 
@@ -60,7 +62,6 @@ Commit = Callable[[Sequence[Ticket[Operation, Result]]], Awaitable[None]]
 
 
 async def _nothing_more() -> bool:
-    await trio.lowlevel.checkpoint()
     return False
 
 
@@ -87,21 +88,37 @@ class GroupCommit(Generic[Operation, Result]):
 
     async def submit(self, operation: Operation, size_bytes: int = 0) -> Result:
         """Commit an operation together with what else is waiting. Raises what `commit` settles it with."""
-        if self._stopped is not None:
-            raise Unavailable(self._stopped)
-        ticket: Ticket[Operation, Result] = Ticket(operation, size_bytes)
-        self._queue.append(ticket)
-        self._wake.set()
+        done = trio.Event()
+        ticket = self.submit_nowait(operation, size_bytes, lambda _: done.set())
         try:
-            await ticket.wait()
+            await done.wait()
         except trio.Cancelled:
-            if ticket in self._queue:
-                self._queue.remove(ticket)
-            else:
+            if not self.withdraw(ticket):
                 with trio.CancelScope(shield=True):
-                    await ticket.wait()
+                    await done.wait()
             raise
         return ticket.outcome()
+
+    def submit_nowait(
+        self, operation: Operation, size_bytes: int, tell: Callable[[Ticket[Operation, Result]], None]
+    ) -> Ticket[Operation, Result]:
+        """The same without a task that waits: `tell` is called with the settled ticket.
+
+        It must not raise. Raises Unavailable where nothing is committed any more.
+        """
+        if self._stopped is not None:
+            raise Unavailable(self._stopped)
+        ticket = Ticket(operation, size_bytes, tell)
+        self._queue.append(ticket)
+        self._wake.set()
+        return ticket
+
+    def withdraw(self, ticket: Ticket[Operation, Result]) -> bool:
+        """Take an operation back; False where it is in flight or settled."""
+        if ticket.settled or ticket not in self._queue:
+            return False
+        self._queue.remove(ticket)
+        return True
 
     def nudge(self) -> None:
         """Have upkeep run soon, even if nothing is submitted."""
@@ -119,10 +136,10 @@ class GroupCommit(Generic[Operation, Result]):
                     self._wake = trio.Event()
                     await self._wake.wait()
                 await trio.lowlevel.checkpoint()
-                if batch := self._take():
-                    await self._settle(batch)
-                self._more = False
                 with trio.CancelScope(shield=True):
+                    if batch := self._take():
+                        await self._settle(batch)
+                    self._more = False
                     more = await self._upkeep()
                 self._more = self._more or more
         finally:
@@ -141,10 +158,10 @@ class GroupCommit(Generic[Operation, Result]):
         return batch
 
     async def _settle(self, batch: list[Ticket[Operation, Result]]) -> None:
+        """Shielded by the caller: a batch in flight is finished."""
         failure: StorageError = Unavailable("the server failed inside; see its log")
         try:
-            with trio.CancelScope(shield=True):
-                await self._commit(batch)
+            await self._commit(batch)
         except StorageError as error:
             failure = error
         finally:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from storage.appendfile import ROOM_BATCH_MAX
 from storage.errors import Conflict, Exhausted, Missing, Refused, StorageError
 from storage.format.head import (
     HeadClaim,
@@ -31,7 +32,7 @@ from storage.groupcommit import GroupCommit, Ticket
 from storage.headlog.journal import HeadJournal, add_operation, apply_entry
 from storage.headlog.state import Append, Claim, Drop, HeadLog, Operation, Slot, Staged, Trim
 from storage.leases import STAMP_MAX, Stamp
-from storage.ports import Disk, Offload
+from storage.ports import Brief, Disk, Offload
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -98,9 +99,26 @@ class HeadLogs:
         Raises Missing for an unknown log, Refused for a wrong signature or malformed record, Conflict where
         its epoch is not the promised one or another record has its place, Exhausted beyond the bounds.
         """
+        self._check_record(log, record)
+        await self._commits.submit(Append(log, record), len(record.payload))
+
+    def append_nowait(
+        self, log: bytes, record: HeadRecord, settled: Callable[[StorageError | None], None]
+    ) -> Callable[[], bool]:
+        """The same without a task that waits: `settled` is told once how it ended. It must not raise.
+
+        Raises what can be told at once. Returns how to take the record back while it is not in flight; what
+        that calls tells whether it was taken back, and then `settled` is not called.
+        """
+        self._check_record(log, record)
+        ticket = self._commits.submit_nowait(
+            Append(log, record), len(record.payload), lambda ticket: settled(ticket.error)
+        )
+        return lambda: self._commits.withdraw(ticket)
+
+    def _check_record(self, log: bytes, record: HeadRecord) -> None:
         record.check()
         self._check_signature(log, record.signature, record.signed_bytes(log))
-        await self._commits.submit(Append(log, record), len(record.payload))
 
     async def trim(self, log: bytes, before: Stamp, signature: bytes) -> None:
         """Drop records below `before`, never the newest; durable on return, idempotent, a checkpoint.
@@ -177,7 +195,10 @@ class HeadLogs:
             if changed:
                 changes.append((add_operation(batch, operation), operation))
         if changes:
-            await self._offload.run(self._journal.write, batch)
+            if batch.end - batch.offset <= ROOM_BATCH_MAX:
+                await self._offload.run_brief(Brief.SYNC, self._journal.write, batch)
+            else:
+                await self._offload.run(self._journal.write, batch)
             for entry, operation in changes:
                 apply_entry(self._logs, entry, operation)
         for ticket, answer in answers:

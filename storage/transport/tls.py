@@ -82,6 +82,13 @@ class TlsStream:
                     continue
                 view = view[sent:]
 
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
+        # After a refusal the library wants the same bytes again: that they are sent next is the contract.
+        try:
+            return self._socket.send(b"".join(parts)) if sum(map(len, parts)) <= JOIN_SIZE_MAX else 0
+        except OSError:
+            return 0
+
     async def send_file(self, file: File, offset: int, length: int) -> None:
         async for piece in read_pieces(file, offset, length):
             await self.send_all([piece])

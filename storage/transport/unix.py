@@ -71,6 +71,12 @@ class PlainStream:
             if sent:
                 views[first] = views[first][sent:]
 
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
+        try:
+            return self._socket.sendmsg(parts[:PARTS_MAX])
+        except OSError:
+            return 0
+
     async def send_file(self, file: File, offset: int, length: int) -> None:
         descriptor = file.descriptor
         if descriptor is None:
