@@ -135,7 +135,9 @@ class GroupCommit(Generic[Operation, Result]):
                 if not self._queue and not self._more:
                     self._wake = trio.Event()
                     await self._wake.wait()
-                await trio.lowlevel.checkpoint()
+                else:
+                    # What came during the last batch, and callers that it let go on, get their turn.
+                    await trio.lowlevel.checkpoint()
                 with trio.CancelScope(shield=True):
                     if batch := self._take():
                         await self._settle(batch)

@@ -90,14 +90,14 @@ class OsFile:
         return total
 
     def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
-        length = sum(len(part) for part in parts)
+        length = sum(map(len, parts))
         if len(parts) > _VECTORS_MAX or os.pwritev(self._open, parts, offset, os.RWF_DSYNC) < length:
             self.write_at(parts, offset)
             self.sync()
         return length
 
     def _write_vector(self, parts: Sequence[Buffer], offset: int) -> int:
-        length = sum(len(part) for part in parts)
+        length = sum(map(len, parts))
         done = os.pwritev(self._open, parts, offset) if length else 0
         if done < length:
             # The kernel stopped inside a part (two gigabytes, a nearly full disk): go on from there.

@@ -53,10 +53,14 @@ class _Recent:
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._took_s: deque[float] = deque(maxlen=REMEMBERED)
+        self._are_slow = deque([0] * REMEMBERED, REMEMBERED)
+        """Of each call 1 where it was slow; REMEMBERED where it was long."""
+        self._slow = 0
+        """Their sum."""
         self.is_brief = True
 
     def note(self, took_s: float) -> None:
-        self._took_s.append(took_s)
-        slow = sum(each > self._limit_s for each in self._took_s)
-        self.is_brief = 2 * slow < REMEMBERED and max(self._took_s) < LONG_S
+        is_slow = 0 if took_s <= self._limit_s else 1 if took_s < LONG_S else REMEMBERED
+        self._slow += is_slow - self._are_slow[0]
+        self._are_slow.append(is_slow)
+        self.is_brief = 2 * self._slow < REMEMBERED

@@ -51,6 +51,7 @@ class FrameReceiver:
         self._revoked = False
         self._scratch: bytearray | None = None
         self._deadline: trio.CancelScope | None = None
+        self._is_expecting = False
 
     @property
     def scratch(self) -> memoryview:
@@ -65,7 +66,8 @@ class FrameReceiver:
 
     def expect(self, more: bool) -> None:
         """Say whether the peer owes something now, so that silence between frames counts as a stall, too."""
-        if self._deadline is not None:
+        if self._deadline is not None and (more or self._is_expecting):
+            self._is_expecting = more
             self._deadline.deadline = trio.current_time() + self._stall_s if more else float("inf")
 
     async def frame(self) -> Frame | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +32,8 @@ from storage.headlog import (
     trim_signed_bytes,
 )
 from storage.headlog.journal import read_entry
-from storage.host import OsDisk, ThreadOffload
+from storage.host import OsDisk, OsFile, ThreadOffload
+from storage.ports import Buffer
 from tests.storage.test_volumes import CountingDisk, used_size
 
 MOUNT, OTHER = b"m" * 16, b"o" * 16
@@ -357,6 +360,70 @@ async def test_appends_of_several_logs_share_a_sync(tmp_path: Path) -> None:
                 nursery.start_soon(logs.append, writer.log, writer.record(1, 1))
         assert disk.syncs.count <= 2
         assert logs.statistics()[:2] == (40, 40)
+
+
+async def test_small_records_go_into_room_that_is_there(tmp_path: Path, writer: Writer) -> None:
+    """The file's length changes once for many appends, and what is left of the room ends nothing."""
+    path = tmp_path / "heads/heads"
+    async with opened(tmp_path / "heads") as logs:
+        await logs.claim(writer.claim(1))
+        sizes = []
+        for sequence in range(300):
+            await logs.append(writer.log, writer.record(1, sequence, b"x" * 1500))
+            sizes.append(path.stat().st_size)
+        assert len(dict.fromkeys(sizes)) == 2
+        assert sizes[0] - ROOM_SIZE < 1000
+        await logs.append(writer.log, writer.record(1, 300, b"x" * PAYLOAD_MAX))
+        for sequence in range(301, 310):
+            await logs.append(writer.log, writer.record(1, sequence, b"x" * PAYLOAD_MAX))
+        assert path.stat().st_size == used_size(path), "large ones make none"
+        await logs.append(writer.log, writer.record(1, 310))
+    async with opened(tmp_path / "heads") as logs:
+        records = logs.read(writer.log, None, 1 << 30)
+        assert [record.sequence for record in records] == list(range(311))
+        assert path.stat().st_size == used_size(path)
+
+
+async def test_a_disk_without_place_for_room_takes_the_record(tmp_path: Path, writer: Writer) -> None:
+    class Small(OsFile):
+        def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
+            if sum(map(len, parts)) > ROOM_SIZE:
+                super().write_at(parts[:1], offset)
+                raise OSError(errno.ENOSPC, "full")
+            return super().write_through(parts, offset)
+
+    class SmallDisk(OsDisk):
+        def open(
+            self, path: str, *, create: bool = False, exclusive: bool = False, writable: bool = True
+        ) -> OsFile:
+            plain = super().open(path, create=create, exclusive=exclusive, writable=writable)
+            assert plain.descriptor is not None
+            file = Small(os.dup(plain.descriptor))
+            plain.close()
+            return file
+
+    async with opened(tmp_path / "heads", disk=SmallDisk()) as logs:
+        await logs.claim(writer.claim(1))
+        await logs.append(writer.log, writer.record(1, 1))
+    async with opened(tmp_path / "heads") as logs:
+        assert logs.read(writer.log, None, 1000) == [writer.record(1, 1)]
+
+
+async def test_a_record_nobody_waits_for_is_told_about_once(logs: HeadLogs, writer: Writer) -> None:
+    await logs.claim(writer.claim(1))
+    kept: list[StorageError | None] = []
+    refused: list[StorageError | None] = []
+    back = logs.append_nowait(writer.log, writer.record(1, 1), kept.append)
+    logs.append_nowait(writer.log, writer.record(1, 1, b"another"), refused.append)
+    assert logs.append_nowait(writer.log, writer.record(1, 2), kept.append)(), "taken back in time"
+    assert not kept + refused
+    await logs.append(writer.log, writer.record(1, 1))
+    assert kept == [None]
+    assert [type(error) for error in refused] == [Conflict]
+    assert not back()
+    assert [record.sequence for record in logs.read(writer.log, None, 1000)] == [1]
+    with pytest.raises(Refused):
+        logs.append_nowait(writer.log, replace(writer.record(1, 3), signature=bytes(64)), kept.append)
 
 
 async def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, writer: Writer) -> None:
