@@ -75,12 +75,21 @@ class GroupCommit(Generic[Operation, Result]):
         batch_count_max: int = 1024,
         batch_bytes_max: int = 16 * 1024 * 1024,
         upkeep: Callable[[], Awaitable[bool]] = _nothing_more,
+        commit_now: Callable[[Ticket[Operation, Result]], bool] | None = None,
     ) -> None:
-        """`upkeep` runs between batches, a slice at a time; it tells whether more is to do at once."""
+        """`upkeep` runs between batches, a slice at a time; it tells whether more is to do at once.
+
+        `commit_now` settles a ticket without awaiting, or says that it cannot and has done nothing.
+        """
         self._commit = commit
         self._batch_count_max = batch_count_max
         self._batch_bytes_max = batch_bytes_max
         self._upkeep = upkeep
+        self._commit_now = commit_now
+        self._is_idle = False
+        """Whether nothing is queued or in flight."""
+        self._next_alone_at = 0.0
+        """From then on somebody who comes alone is no sign of others who come at the same time."""
         self._queue: deque[Ticket[Operation, Result]] = deque()
         self._wake = trio.Event()
         self._more = False
@@ -109,9 +118,23 @@ class GroupCommit(Generic[Operation, Result]):
         if self._stopped is not None:
             raise Unavailable(self._stopped)
         ticket = Ticket(operation, size_bytes, tell)
-        self._queue.append(ticket)
-        self._wake.set()
+        if not (self._is_idle and self._commit_alone(ticket)):
+            self._is_idle = False
+            self._queue.append(ticket)
+            self._wake.set()
         return ticket
+
+    def _commit_alone(self, ticket: Ticket[Operation, Result]) -> bool:
+        """Commit at once what comes alone: waking the committing task costs more than a quick disk.
+
+        What comes no later after a commit than that took, has waited for it, and may share the next one.
+        """
+        began = trio.current_time()
+        if self._commit_now is None or began < self._next_alone_at or not self._commit_now(ticket):
+            return False
+        ended = trio.current_time()
+        self._next_alone_at = ended + (ended - began)
+        return True
 
     def withdraw(self, ticket: Ticket[Operation, Result]) -> bool:
         """Take an operation back; False where it is in flight or settled."""
@@ -122,6 +145,7 @@ class GroupCommit(Generic[Operation, Result]):
 
     def nudge(self) -> None:
         """Have upkeep run soon, even if nothing is submitted."""
+        self._is_idle = False
         self._more = True
         self._wake.set()
 
@@ -134,7 +158,9 @@ class GroupCommit(Generic[Operation, Result]):
             while True:
                 if not self._queue and not self._more:
                     self._wake = trio.Event()
+                    self._is_idle = True
                     await self._wake.wait()
+                    self._is_idle = False
                 else:
                     # What came during the last batch, and callers that it let go on, get their turn.
                     await trio.lowlevel.checkpoint()
@@ -145,6 +171,7 @@ class GroupCommit(Generic[Operation, Result]):
                     more = await self._upkeep()
                 self._more = self._more or more
         finally:
+            self._is_idle = False
             self._stopped = "the server is stopping"
             while self._queue:
                 self._queue.popleft().fail(Unavailable(self._stopped))

@@ -252,8 +252,9 @@ class HeadServers:
                 failed[server] = self._failed(server, error)
                 if isinstance(error, Conflict):
                     conflicts.append(error)
+            is_over = len(taken) + len(failed) == len(servers)
             is_lost = bool(conflicts) and not self._are("quorum", servers - failed.keys())
-            if is_lost or len(taken) + len(failed) == len(servers) or self._are("quorum", taken):
+            if is_over or is_lost or (len(taken) >= self.now.quorum and self._are("quorum", taken)):
                 decided.set()
 
         async def one(server: ServerId, client: HeadClient) -> None:
