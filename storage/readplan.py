@@ -23,8 +23,8 @@ DIRECT_SIZE_MIN = 256 * 1024
 """Smaller ranges gain nothing from the direct way."""
 DIRECT_BYTES_MAX = 64 * 1024 * 1024
 """Memory for direct answers under way; beyond it the page cache is used."""
-COPIED_SIZE_MAX = 64 * 1024
-"""Answers up to this size are copied."""
+COPIED_SIZE_MAX = 136 * 1024
+"""Answers up to this size, two blocks, are copied: less work than a second system call from another task."""
 BRIEF_READS_MAX = 2
 """Reads from the disk that one small answer may make in the loop."""
 _PAGE_SIZE = 4096

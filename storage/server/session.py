@@ -95,6 +95,8 @@ class Session:
         self._active: dict[int, _Active] = {}
         self._unwanted: dict[int, int] = {}
         self._newest = 0
+        self._was_cold = False
+        """Whether the last request may have held the loop up for the disk."""
         self._asked = 0
         self._incoming = 0
         self._body_size = 0
@@ -143,6 +145,10 @@ class Session:
                     await self._take_data(frame, nursery)
                 elif frame.kind is Kind.REQUEST:
                     self._open(frame, await receiver.message(frame.length), nursery)
+                    if self._was_cold:
+                        # Many that came together must not keep others waiting for all of them.
+                        self._was_cold = False
+                        await trio.lowlevel.checkpoint()
                 elif frame.kind is Kind.CANCEL and not frame.length:
                     self._cancel(frame.request)
                 elif frame.kind is Kind.HELLO and frame.length <= hello.HELLO_SIZE_MAX:
@@ -198,6 +204,7 @@ class Session:
             plan = self._service.read(request)
             loading = self._service.prepare(plan)
             self._statistics.cold_reads += plan.is_cold
+            self._was_cold = plan.is_cold
             if loading is not None:
                 active.scope = trio.CancelScope()
                 nursery.start_soon(self._load_and_send, active, active.scope, plan, loading)

@@ -31,8 +31,8 @@ from storage.wire.frames import (
 
 STAGE_SIZE = 4096
 """Bytes received beyond the payload wanted: the next header and small payloads come without a call more."""
-SMALL_SIZE_MAX = 64 * 1024
-"""Body bytes of a message that is sent without waking the sender."""
+SMALL_SIZE_MAX = 136 * 1024
+"""Body bytes of a message that is sent without waking the sender: two blocks of a share."""
 FRAMES_AHEAD_MAX = 16
 """Frames that more urgent classes may send in a row while a less urgent one waits."""
 
