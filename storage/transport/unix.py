@@ -13,12 +13,17 @@ import trio
 
 from storage.errors import Conflict, Refused, Unavailable
 from storage.ports import Buffer, File
-from storage.transport.sockets import close_socket, lost, read_pieces, wait_readable, wait_writable
+from storage.transport.sockets import (
+    TURN_SIZE,
+    close_socket,
+    lost,
+    read_pieces,
+    wait_readable,
+    wait_writable,
+)
 
 BUFFER_SIZE = 4 * 1024 * 1024
 """Of the kernel's socket buffers: 2.0 GB/s become 5.7 (measured)."""
-TURN_SIZE = 512 * 1024
-"""Bytes received without waiting after which others get their turn: some 0.2 ms."""
 SMALL_SIZE = 4096
 """Fewer bytes than were asked for, and than this, are a message and its end."""
 BACKLOG = 1024
