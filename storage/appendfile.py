@@ -26,6 +26,12 @@ from storage.ports import Buffer, Disk, File
 
 SEARCH_WINDOW = 1024 * 1024
 SETTLE_STEP = 1 << 20
+ROOM_SIZE = 256 * 1024
+"""Zeros written behind an entry that makes a file longer, so that the next ones do not: then a sync waits for
+the disk once, not for the file system's own journal as well, and takes half as long (measured)."""
+ROOM_BATCH_MAX = 16 * 1024
+"""Larger batches bring no room with them: it would be written twice for little."""
+_ROOM = bytes(ROOM_SIZE)
 
 
 def disk_error(error: OSError, what: str) -> StorageError:
@@ -76,14 +82,20 @@ class AppendBatch:
 class AppendFile:
     """One append-only file and the place where its next entry goes."""
 
-    def __init__(self, file: File, number: int, end: int) -> None:
+    def __init__(self, file: File, number: int, end: int, size_max: int | None = None) -> None:
+        """`size_max`: room is not made beyond this size."""
         self.file = file
         self.number = number
         self.end = end
+        self._size_max = size_max
+        self._room_end = end
+        """Zeros, and nothing else, lie between the end and here."""
         self._broken: str | None = None
 
     @classmethod
-    def create(cls, disk: Disk, path: str, magic: bytes, number: int) -> AppendFile:
+    def create(
+        cls, disk: Disk, path: str, magic: bytes, number: int, size_max: int | None = None
+    ) -> AppendFile:
         """Make a new file, synced; its name is durable after `sync_directory`."""
         file = disk.open(path, create=True)
         try:
@@ -93,15 +105,18 @@ class AppendFile:
         except BaseException:
             file.close()
             raise
-        return cls(file, number, FILE_HEADER_SIZE)
+        return cls(file, number, FILE_HEADER_SIZE, size_max)
 
     @classmethod
-    def open(cls, disk: Disk, path: str, magic: bytes) -> AppendFile:
-        """Open one that exists; its end is the file's. Raises Corrupt or Refused for a strange header."""
+    def open(cls, disk: Disk, path: str, magic: bytes, size_max: int | None = None) -> AppendFile:
+        """Open one that exists; its end is the file's, with the room in it, until it is cut.
+
+        Raises Corrupt or Refused for a strange header.
+        """
         file = disk.open(path)
         try:
             number = decode_file_header(magic, read_exactly(file, 0, FILE_HEADER_SIZE))
-            return cls(file, number, file.size())
+            return cls(file, number, file.size(), size_max)
         except BaseException:
             file.close()
             raise
@@ -124,9 +139,10 @@ class AppendFile:
         if batch.offset != self.end:
             raise ValueError("batch was made for another end of the file")
         try:
-            self.file.write_at(batch.parts, batch.offset)
             if sync:
-                self.file.sync()
+                self._write_through(batch)
+            else:
+                self.file.write_at(batch.parts, batch.offset)
         except OSError as error:
             try:
                 self.cut(self.end)
@@ -140,11 +156,39 @@ class AppendFile:
         """Take nothing any more, until the process starts anew."""
         self._broken = f"{reason}; the server must be started anew"
 
+    def _write_through(self, batch: AppendBatch) -> None:
+        """Write and sync; a small batch that makes the file longer brings room for others with it."""
+        room = 0
+        if batch.end > self._room_end and batch.end - batch.offset <= ROOM_BATCH_MAX:
+            room = ROOM_SIZE
+            if self._size_max is not None:
+                room = max(0, min(room, self._size_max - batch.end))
+        if room:
+            try:
+                self.file.write_through([*batch.parts, memoryview(_ROOM)[:room]], batch.offset)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                self.cut(self.end)
+            else:
+                self._room_end = batch.end + room
+                return
+        self.file.write_through(batch.parts, batch.offset)
+
     def cut(self, end: int) -> None:
         """Drop what lies from `end` on, durably."""
         self.file.resize(end)
         self.file.sync()
-        self.end = end
+        self.end = self._room_end = end
+
+    def is_room(self, start: int) -> bool:
+        """Whether nothing but zeros lies from `start` on. Raises OSError."""
+        size = self.file.size()
+        for offset in range(start, size, SETTLE_STEP):
+            data = read_exactly(self.file, offset, min(SETTLE_STEP, size - offset))
+            if data.count(0) < len(data):
+                return False
+        return True
 
     def settle(self, start: int) -> None:
         """Make durable what lies from `start` on, whatever a process before this one did. Raises OSError."""

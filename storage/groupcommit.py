@@ -1,8 +1,9 @@
 """Group commit: operations that arrive while a sync is in flight share the next one. No timer.
 
-`submit` queues an operation and waits for its result; `run` takes everything queued (up to a bound), calls
-`commit` once for it and hands the results out. Atomic between awaits: the queue and a ticket's state. The
-queue is bounded by its callers: each waits for its own operation, and the service gives them credit.
+`submit` queues an operation and waits for its result, `submit_nowait` calls back with it; `run` takes all
+that is queued (up to a bound), calls `commit` once for it and hands the results out. Atomic between awaits:
+the queue and a ticket's state. The queue is bounded by its callers: each waits for its own operation, and the
+service gives them credit.
 
 An operation whose caller is cancelled is taken back while it is queued; once in flight the caller waits for
 its end, because the buffers in it belong to the disk until then.
@@ -25,34 +26,35 @@ Result = TypeVar("Result")
 class Ticket(Generic[Operation, Result]):
     """One operation on its way. `commit` settles it with a result or an error."""
 
-    __slots__ = ("_done", "_error", "_result", "operation", "size_bytes")
+    __slots__ = ("_result", "_tell", "error", "operation", "settled", "size_bytes")
 
-    def __init__(self, operation: Operation, size_bytes: int) -> None:
+    def __init__(
+        self, operation: Operation, size_bytes: int, tell: Callable[[Ticket[Operation, Result]], None]
+    ) -> None:
+        """`tell` is called once, with the ticket, when it is settled."""
         self.operation = operation
         self.size_bytes = size_bytes
-        self._done = trio.Event()
-        self._error: StorageError | None = None
+        self.settled = False
+        self._tell = tell
+        self.error: StorageError | None = None
         self._result: list[Result] = []
 
-    @property
-    def settled(self) -> bool:
-        return self._done.is_set()
-
     def succeed(self, result: Result) -> None:
-        self._result.append(result)
-        self._done.set()
+        if not self.settled:
+            self.settled = True
+            self._result.append(result)
+            self._tell(self)
 
     def fail(self, error: StorageError) -> None:
-        self._error = error
-        self._done.set()
-
-    async def wait(self) -> None:
-        await self._done.wait()
+        if not self.settled:
+            self.settled = True
+            self.error = error
+            self._tell(self)
 
     def outcome(self) -> Result:
-        if self._error is not None:
+        if self.error is not None:
             # One error object may settle many tickets; each caller raises its own.
-            raise type(self._error)(*self._error.args)
+            raise type(self.error)(*self.error.args)
         return self._result[0]
 
 
@@ -60,7 +62,6 @@ Commit = Callable[[Sequence[Ticket[Operation, Result]]], Awaitable[None]]
 
 
 async def _nothing_more() -> bool:
-    await trio.lowlevel.checkpoint()
     return False
 
 
@@ -74,12 +75,21 @@ class GroupCommit(Generic[Operation, Result]):
         batch_count_max: int = 1024,
         batch_bytes_max: int = 16 * 1024 * 1024,
         upkeep: Callable[[], Awaitable[bool]] = _nothing_more,
+        commit_now: Callable[[Ticket[Operation, Result]], bool] | None = None,
     ) -> None:
-        """`upkeep` runs between batches, a slice at a time; it tells whether more is to do at once."""
+        """`upkeep` runs between batches, a slice at a time; it tells whether more is to do at once.
+
+        `commit_now` settles a ticket without awaiting, or says that it cannot and has done nothing.
+        """
         self._commit = commit
         self._batch_count_max = batch_count_max
         self._batch_bytes_max = batch_bytes_max
         self._upkeep = upkeep
+        self._commit_now = commit_now
+        self._is_idle = False
+        """Whether nothing is queued or in flight."""
+        self._next_alone_at = 0.0
+        """From then on somebody who comes alone is no sign of others who come at the same time."""
         self._queue: deque[Ticket[Operation, Result]] = deque()
         self._wake = trio.Event()
         self._more = False
@@ -87,24 +97,55 @@ class GroupCommit(Generic[Operation, Result]):
 
     async def submit(self, operation: Operation, size_bytes: int = 0) -> Result:
         """Commit an operation together with what else is waiting. Raises what `commit` settles it with."""
-        if self._stopped is not None:
-            raise Unavailable(self._stopped)
-        ticket: Ticket[Operation, Result] = Ticket(operation, size_bytes)
-        self._queue.append(ticket)
-        self._wake.set()
+        done = trio.Event()
+        ticket = self.submit_nowait(operation, size_bytes, lambda _: done.set())
         try:
-            await ticket.wait()
+            await done.wait()
         except trio.Cancelled:
-            if ticket in self._queue:
-                self._queue.remove(ticket)
-            else:
+            if not self.withdraw(ticket):
                 with trio.CancelScope(shield=True):
-                    await ticket.wait()
+                    await done.wait()
             raise
         return ticket.outcome()
 
+    def submit_nowait(
+        self, operation: Operation, size_bytes: int, tell: Callable[[Ticket[Operation, Result]], None]
+    ) -> Ticket[Operation, Result]:
+        """The same without a task that waits: `tell` is called with the settled ticket.
+
+        It must not raise. Raises Unavailable where nothing is committed any more.
+        """
+        if self._stopped is not None:
+            raise Unavailable(self._stopped)
+        ticket = Ticket(operation, size_bytes, tell)
+        if not (self._is_idle and self._commit_alone(ticket)):
+            self._is_idle = False
+            self._queue.append(ticket)
+            self._wake.set()
+        return ticket
+
+    def _commit_alone(self, ticket: Ticket[Operation, Result]) -> bool:
+        """Commit at once what comes alone: waking the committing task costs more than a quick disk.
+
+        What comes no later after a commit than that took, has waited for it, and may share the next one.
+        """
+        began = trio.current_time()
+        if self._commit_now is None or began < self._next_alone_at or not self._commit_now(ticket):
+            return False
+        ended = trio.current_time()
+        self._next_alone_at = ended + (ended - began)
+        return True
+
+    def withdraw(self, ticket: Ticket[Operation, Result]) -> bool:
+        """Take an operation back; False where it is in flight or settled."""
+        if ticket.settled or ticket not in self._queue:
+            return False
+        self._queue.remove(ticket)
+        return True
+
     def nudge(self) -> None:
         """Have upkeep run soon, even if nothing is submitted."""
+        self._is_idle = False
         self._more = True
         self._wake.set()
 
@@ -117,15 +158,20 @@ class GroupCommit(Generic[Operation, Result]):
             while True:
                 if not self._queue and not self._more:
                     self._wake = trio.Event()
+                    self._is_idle = True
                     await self._wake.wait()
-                await trio.lowlevel.checkpoint()
-                if batch := self._take():
-                    await self._settle(batch)
-                self._more = False
+                    self._is_idle = False
+                else:
+                    # What came during the last batch, and callers that it let go on, get their turn.
+                    await trio.lowlevel.checkpoint()
                 with trio.CancelScope(shield=True):
+                    if batch := self._take():
+                        await self._settle(batch)
+                    self._more = False
                     more = await self._upkeep()
                 self._more = self._more or more
         finally:
+            self._is_idle = False
             self._stopped = "the server is stopping"
             while self._queue:
                 self._queue.popleft().fail(Unavailable(self._stopped))
@@ -141,10 +187,10 @@ class GroupCommit(Generic[Operation, Result]):
         return batch
 
     async def _settle(self, batch: list[Ticket[Operation, Result]]) -> None:
+        """Shielded by the caller: a batch in flight is finished."""
         failure: StorageError = Unavailable("the server failed inside; see its log")
         try:
-            with trio.CancelScope(shield=True):
-                await self._commit(batch)
+            await self._commit(batch)
         except StorageError as error:
             failure = error
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol, TypeVar
 
 import trio
@@ -37,6 +38,10 @@ class File(Protocol):
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill `buffer` from `offset`; returns the bytes read, less than asked only at the end of file."""
 
+    def read_ready(self, buffer: memoryview, offset: int) -> int:
+        """Like `read_into`, but only what is in memory: fewer bytes, or none, where the disk would have to
+        be waited for. Never waits."""
+
     def read_direct(self, buffer: memoryview, offset: int) -> int:
         """Like `read_into`, for large ranges read once: past the page cache where possible.
 
@@ -45,6 +50,9 @@ class File(Protocol):
 
     def write_at(self, parts: Sequence[Buffer], offset: int) -> int:
         """Write all parts one after the other from `offset`; returns their total. OSError on failure."""
+
+    def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
+        """`write_at`, and these bytes are durable on return, with the size; others need not be."""
 
     def write_direct(self, data: Buffer, offset: int) -> int:
         """Like `write_at`, for large data that nobody will read soon: past the page cache where possible.
@@ -93,11 +101,34 @@ class Disk(Protocol):
     def space(self, path: str) -> Space: ...
 
 
+class Brief(Enum):
+    """Kinds of calls that most disks end sooner than a worker thread would begin them."""
+
+    READ = "read"
+    """Of a few pages."""
+    SYNC = "sync"
+    """Of a few pages just written."""
+
+
 class Offload(Protocol):
-    """Runs what would hold up the loop: in a worker thread, or inline in simulation."""
+    """Runs what would hold up the loop: in a worker thread, or inline in simulation.
+
+    Handing a call over to a thread and back costs more than a good disk takes for a small one. Such brief
+    calls are made in the loop for as long as those of their kind have lately been quick, wherever they ran:
+    a disk that becomes slow holds the loop up for a few calls, one that hangs for as long as it hangs.
+    """
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Call `function(*args)` away from the loop. A checkpoint; not cancelled half-way."""
+
+    def is_brief(self, kind: Brief) -> bool:
+        """Whether a call of this kind is better made in the loop just now."""
+
+    def run_here(self, kind: Brief, function: Callable[..., T], *args: object) -> T:
+        """Call it in the loop, where `is_brief` said so."""
+
+    async def run_brief(self, kind: Brief, function: Callable[..., T], *args: object) -> T:
+        """Call it where it is better. A checkpoint only where that is away from the loop."""
 
 
 class Entropy(Protocol):
@@ -132,6 +163,12 @@ class ByteStream(Protocol):
 
     async def send_all(self, parts: Sequence[Buffer]) -> None:
         """Send all parts one after the other. If cancelled, the stream must be closed."""
+
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
+        """Send what the stream takes at once; returns how many bytes that is, 0 where it is broken, too.
+
+        Only while no task is in `send_all` or `send_file`. What it did not take must be sent next.
+        """
 
     async def send_file(self, file: File, offset: int, length: int) -> None:
         """Send `length` bytes of `file`: by sendfile where the stream is plain."""

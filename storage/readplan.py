@@ -8,13 +8,14 @@ which the next reader has them without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from storage.backends.port import Piece, ShareBackend, ShareKey
 from storage.pages import PagePool
-from storage.ports import File, Offload
+from storage.ports import Brief, File, Offload
 from storage.wire import messages as wire
 from storage.wire.body import FileRange, Part
 
@@ -22,6 +23,10 @@ DIRECT_SIZE_MIN = 256 * 1024
 """Smaller ranges gain nothing from the direct way."""
 DIRECT_BYTES_MAX = 64 * 1024 * 1024
 """Memory for direct answers under way; beyond it the page cache is used."""
+COPIED_SIZE_MAX = 136 * 1024
+"""Answers up to this size, two blocks, are copied: less work than a second system call from another task."""
+BRIEF_READS_MAX = 2
+"""Reads from the disk that one small answer may make in the loop."""
 _PAGE_SIZE = 4096
 
 
@@ -38,7 +43,7 @@ class PageCache(Protocol):
 class ReadPlan:
     """Lengths, and where the bytes lie. Pins its shares until `close`."""
 
-    __slots__ = ("_backend", "_pages", "_pieces", "_pool", "lengths", "parts", "size", "whole")
+    __slots__ = ("_backend", "_pages", "_pieces", "_pool", "is_cold", "lengths", "parts", "size", "whole")
 
     def __init__(self, backend: ShareBackend, pool: PagePool) -> None:
         self._backend = backend
@@ -52,6 +57,8 @@ class ReadPlan:
         self.size = 0
         self.whole = True
         """Whether every span is as long as asked."""
+        self.is_cold = False
+        """Whether some of it was, or still is, on the disk only."""
 
     def add(self, share: wire.ShareRead) -> None:
         """Take one share's ranges up."""
@@ -69,20 +76,10 @@ class ReadPlan:
             if got and piece is not None:
                 self._add_range(FileRange(piece.file, piece.offset + offset, got))
 
-    def copy(self) -> None:
-        """Read the bytes into memory and let the shares go."""
-        buffer = bytearray(self.size)
-        view = memoryview(buffer)
-        for part in self.parts:
-            length = part.length if isinstance(part, FileRange) else len(part)
-            if isinstance(part, FileRange):
-                if part.file.read_into(view[:length], part.offset) < length:
-                    raise OSError(0, "a share is shorter than its index says")
-            else:
-                view[:length] = part
-            view = view[length:]
+    def use(self, copy: bytearray) -> None:
+        """All bytes are in this buffer: it is what is sent, and the shares may go."""
         self.close()
-        self.parts = [buffer] if self.size else []
+        self.parts = [copy] if copy else []
 
     def borrow(self, size: int) -> memoryview:
         """Page-aligned memory, the plan's until `close`."""
@@ -110,6 +107,34 @@ class ReadPlan:
             self.parts.append(wanted)
 
 
+Loading = Callable[[], Awaitable[None]]
+"""What is left to do until a plan can be sent. Raises OSError."""
+
+
+class _Copy:
+    """A small answer on its way into one buffer."""
+
+    __slots__ = ("buffer", "missing")
+
+    def __init__(self, plan: ReadPlan) -> None:
+        """Takes what is in memory. Raises OSError."""
+        self.buffer = bytearray(plan.size)
+        self.missing: list[tuple[FileRange, memoryview]] = []
+        view = memoryview(self.buffer)
+        for part in plan.parts:
+            assert isinstance(part, FileRange)
+            file, offset, length = part
+            if (got := file.read_ready(view[:length], offset)) < length:
+                self.missing.append((FileRange(file, offset + got, length - got), view[got:length]))
+            view = view[length:]
+
+    def fetch(self) -> None:
+        """Read the rest. Waits for the disk. Raises OSError."""
+        for (file, offset, length), view in self.missing:
+            if file.read_into(view, offset) < length:
+                raise OSError(0, "a share is shorter than its index says")
+
+
 class ColdReads:
     """Brings into memory what a plan still has on the disk."""
 
@@ -119,17 +144,32 @@ class ColdReads:
         self._direct_bytes = 0
         self._read_up_to: WeakKeyDictionary[File, int] = WeakKeyDictionary()
 
-    def indexes(self, plan: ReadPlan) -> list[int]:
-        """Which parts of the plan have to come from the disk first."""
+    def prepare(self, plan: ReadPlan) -> Loading | None:
+        """Make a plan ready to be sent. Where the disk would hold up the loop, returns what is to be awaited
+        first. Small answers are copied, to leave with their header in one system call. Raises OSError."""
+        if plan.size <= COPIED_SIZE_MAX:
+            copy = _Copy(plan)
+            if copy.missing:
+                plan.is_cold = True
+                if len(copy.missing) > BRIEF_READS_MAX or not self._offload.is_brief(Brief.READ):
+                    return partial(self._fetch, plan, copy)
+                self._offload.run_here(Brief.READ, copy.fetch)
+            plan.use(copy.buffer)
+            return None
         is_resident = self._page_cache.is_resident
-        return [
+        cold = [
             index
             for index, part in enumerate(plan.parts)
             if isinstance(part, FileRange) and not is_resident(*part)
         ]
+        plan.is_cold = bool(cold)
+        return partial(self._load, plan, cold) if cold else None
 
-    async def load(self, plan: ReadPlan, indexes: Sequence[int]) -> None:
-        """Away from the loop. Raises OSError."""
+    async def _fetch(self, plan: ReadPlan, copy: _Copy) -> None:
+        await self._offload.run(self._offload.run_here, Brief.READ, copy.fetch)
+        plan.use(copy.buffer)
+
+    async def _load(self, plan: ReadPlan, indexes: Sequence[int]) -> None:
         for index in indexes:
             part = plan.parts[index]
             assert isinstance(part, FileRange)

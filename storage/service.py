@@ -6,22 +6,20 @@ It knows accounts and messages, not connections. Between awaits: pins are taken 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from storage.backends.port import IncomingShare, Lease, ShareBackend, ShareKey, SyncPolicy
-from storage.errors import Refused
+from storage.errors import Refused, StorageError
 from storage.headlog import HeadLogs
 from storage.identity import Account
 from storage.pages import PagePool
 from storage.ports import Offload
 from storage.putbody import PutBody
-from storage.readplan import ColdReads, PageCache, ReadPlan
+from storage.readplan import ColdReads, Loading, PageCache, ReadPlan
 from storage.version import __version__
 from storage.wire import messages as wire
 from storage.wire.heads import claim_of, entry_of, record_of, said_of
 
-COPIED_SIZE_MAX = 64 * 1024
-"""Answers up to this size are copied and leave with their header in one system call."""
 _READING: tuple[type[wire.Request], ...] = (
     wire.Readv,
     wire.Have,
@@ -71,13 +69,9 @@ class Service:
             raise
         return plan
 
-    def cold_parts(self, plan: ReadPlan) -> list[int]:
-        """Indexes of the plan's parts that have to come from the disk first."""
-        return self._cold.indexes(plan)
-
-    async def load(self, plan: ReadPlan, indexes: Sequence[int]) -> None:
-        """Bring cold parts into memory, away from the loop. Raises OSError."""
-        await self._cold.load(plan, indexes)
+    def prepare(self, plan: ReadPlan) -> Loading | None:
+        """See `ColdReads.prepare`."""
+        return self._cold.prepare(plan)
 
     async def put(self, account: Account, body: PutBody) -> wire.FlagsReply:
         """Store. Raises Corrupt, and nothing of the vector is stored, where a share is wrong."""
@@ -89,8 +83,14 @@ class Service:
         ]
         return wire.FlagsReply(await self._backend.store(incoming))
 
+    def append(
+        self, request: wire.HeadAppend, settled: Callable[[StorageError | None], None]
+    ) -> Callable[[], bool]:
+        """See `HeadLogs.append_nowait`."""
+        return self._heads.append_nowait(request.log, record_of(request.entry), settled)
+
     async def perform(self, account: Account, request: wire.AnyRequest) -> wire.Reply:
-        """Everything without a body."""
+        """Everything else without a body."""
         match request:
             case wire.Have():
                 return wire.FlagsReply(await self._have(account, request))
@@ -104,9 +104,6 @@ class Service:
             case wire.HeadClaim():
                 promised, holder, newest = await self._heads.claim(claim_of(request))
                 return wire.ClaimReply(promised, holder, None if newest is None else entry_of(newest))
-            case wire.HeadAppend(log, entry):
-                await self._heads.append(log, record_of(entry))
-                return wire.DoneReply()
             case wire.HeadRead(log, after, limit_bytes):
                 stamp = None if after is None else (after.epoch, after.sequence)
                 return wire.RecordsReply(list(map(entry_of, self._heads.read(log, stamp, limit_bytes))))
@@ -121,7 +118,7 @@ class Service:
                 return wire.DoneReply()
             case wire.Info():
                 return self._info()
-        raise Refused("this request has a body of its own")
+        raise Refused("this request is not asked so")
 
     async def _have(self, account: Account, request: wire.Have) -> list[bool]:
         keys = _keys(request.keys)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -254,7 +255,13 @@ def public_key(seed: bytes) -> bytes:
 
 def sign(seed: bytes, message: bytes) -> bytes:
     """The Ed25519 signature (64 bytes) of `message`."""
-    return Ed25519PrivateKey.from_private_bytes(seed).sign(message)
+    return _private_key(seed).sign(message)
+
+
+@lru_cache(maxsize=4)
+def _private_key(seed: bytes) -> Ed25519PrivateKey:
+    """Making the key object takes as long as using it."""
+    return Ed25519PrivateKey.from_private_bytes(seed)
 
 
 def _derive(context: str, material: bytes) -> bytes:

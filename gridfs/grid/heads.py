@@ -11,6 +11,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import trio
@@ -19,7 +20,8 @@ from gridfs.codec.headlist import HeadList, Need
 from gridfs.grid.errors import NotEnoughServers
 from gridfs.grid.health import HealthBook, HealthConfig
 from gridfs.grid.roster import Roster, ServerId
-from storage.errors import Conflict, Corrupt, StorageError
+from storage.client import append_request
+from storage.errors import Conflict, Corrupt, StorageError, Unavailable
 from storage.headlog import HeadClaim, HeadRecord, HeadStanding
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ T = TypeVar("T")
 
 LOG_BYTES_MAX = 256 << 20
 """What one server may send of a head log: far above what it keeps."""
+
+_UNLISTED = Unavailable("is not in the servers file")
 
 HEAD_HEALTH = HealthConfig(first_s=1.0, deadline_s_min=0.1, deadline_s_max=5.0, own=2.0, peers=4.0)
 """Answers come from a disk that syncs; nothing is sent twice if one is late."""
@@ -39,6 +43,8 @@ class HeadClient(Protocol):
     async def head_claim(self, claim: HeadClaim) -> tuple[int, bytes, HeadRecord | None]: ...
 
     async def head_append(self, log: bytes, record: HeadRecord) -> None: ...
+
+    def head_append_nowait(self, request: bytes, settled: Callable[[StorageError | None], None]) -> bool: ...
 
     async def head_read(
         self, log: bytes, after: tuple[int, int] | None, limit_bytes: int
@@ -226,12 +232,59 @@ class HeadServers:
 
     async def append(self, record: HeadRecord) -> None:
         """Store a record on a quorum of servers. Raises Conflict if too few took it and any says that another
-        epoch is promised there, else NotEnoughServers (it may be on some). One that is behind is no veto."""
+        epoch is promised there, else NotEnoughServers (it may be on some). One that is behind is no veto.
 
-        async def ask(_: ServerId, client: HeadClient) -> None:
-            await client.head_append(self._log, record)
+        Servers that are slower than the quorum get it all the same: nobody waits for their answers.
+        """
+        request = append_request(self._log, record)
+        began = trio.current_time()
+        servers = dict.fromkeys(self.servers).keys()
+        taken: dict[ServerId, None] = {}
+        failed: dict[ServerId, str] = {}
+        conflicts: list[Conflict] = []
+        decided = trio.Event()
 
-        await self._ask_all(ask, f"head record {record.epoch}.{record.sequence}", "quorum")
+        def settled(server: ServerId, error: StorageError | None) -> None:
+            if error is None:
+                taken[server] = None
+                self._answered(server, began, began + self._patience_s(server, began))
+            else:
+                failed[server] = self._failed(server, error)
+                if isinstance(error, Conflict):
+                    conflicts.append(error)
+            is_over = len(taken) + len(failed) == len(servers)
+            is_lost = bool(conflicts) and not self._are("quorum", servers - failed.keys())
+            if is_over or is_lost or (len(taken) >= self.now.quorum and self._are("quorum", taken)):
+                decided.set()
+
+        async def one(server: ServerId, client: HeadClient) -> None:
+            try:
+                await client.head_append(self._log, record)
+            except StorageError as error:
+                settled(server, error)
+            else:
+                settled(server, None)
+
+        waiting: list[tuple[ServerId, HeadClient]] = []
+        for server in servers:
+            client = self._clients.get(server)
+            if client is None:
+                settled(server, _UNLISTED)
+            elif not client.head_append_nowait(request, partial(settled, server)):
+                waiting.append((server, client))
+        if waiting:
+            async with trio.open_nursery() as nursery:
+                for server, client in waiting:
+                    nursery.start_soon(one, server, client)
+                await decided.wait()
+                nursery.cancel_scope.cancel()
+        else:
+            await decided.wait()
+        if not self._are("quorum", taken):
+            if conflicts:
+                raise conflicts[0]
+            what = f"head record {record.epoch}.{record.sequence}"
+            self.require("quorum", taken, what, list(failed.values()))
 
     async def trim(self, before: tuple[int, int], signature: bytes) -> None:
         """Let the servers drop their records before this stamp; failures and late ones do not matter."""
@@ -290,24 +343,17 @@ class HeadServers:
         async def one(server: ServerId) -> None:
             client = self._clients.get(server)
             if client is None:
-                failed[server] = f"{self._roster.name(server)} is not in the servers file"
+                failed[server] = self._failed(server, _UNLISTED)
                 del open_until[server]
                 return
             try:
                 answers[server] = await ask(server, client)
-            except Conflict as error:
-                conflicts.append(error)
-                failed[server] = str(error)
             except StorageError as error:
-                failed[server] = f"{self._roster.name(server)}: {error}"
-                if isinstance(error, Corrupt):
-                    logger.warning("%s: %s", self._roster.name(server), error)
-                    self.lied[server] = self.lied.get(server, 0) + 1
-                self._health.failed(server, trio.current_time())
+                failed[server] = self._failed(server, error)
+                if isinstance(error, Conflict):
+                    conflicts.append(error)
             else:
-                waited_s = trio.current_time() - began
-                in_time = trio.current_time() <= open_until[server]
-                self._health.answered(server, 0, waited_s, in_time=in_time)
+                self._answered(server, began, open_until[server])
             del open_until[server]
             look()
 
@@ -323,6 +369,22 @@ class HeadServers:
             for server in open_until:
                 self._health.overtaken(server, 0, began, trio.current_time())
         return answers
+
+    def _answered(self, server: ServerId, began: float, in_time_until: float) -> None:
+        now = trio.current_time()
+        self._health.answered(server, 0, now - began, in_time=now <= in_time_until)
+
+    def _failed(self, server: ServerId, error: StorageError) -> str:
+        """Remember that it did; in words."""
+        if isinstance(error, Conflict):
+            return str(error)
+        if error is _UNLISTED:
+            return f"{self._roster.name(server)} {error}"
+        if isinstance(error, Corrupt):
+            logger.warning("%s: %s", self._roster.name(server), error)
+            self.lied[server] = self.lied.get(server, 0) + 1
+        self._health.failed(server, trio.current_time())
+        return f"{self._roster.name(server)}: {error}"
 
     def _patience_s(self, server: ServerId, now: float) -> float:
         """How long to wait for one that is not needed."""

@@ -37,7 +37,7 @@ from storage.backends.sharefiles import WrittenFile
 from storage.errors import Exhausted, StorageError, Unavailable
 from storage.groupcommit import GroupCommit, Ticket
 from storage.leases import Holder, Lease
-from storage.ports import Disk, Offload, Space
+from storage.ports import Brief, Disk, Offload, Space
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -275,7 +275,10 @@ class DiskBackend:
             self._forget_lost(opened)
             plan = plan_batch(opened.index.state, tickets)
             if plan.changes:
-                logged = await self._offload.run(self._write, plan)
+                if plan.is_small:
+                    logged = await self._offload.run_brief(Brief.SYNC, self._write, plan)
+                else:
+                    logged = await self._offload.run(self._write, plan)
                 gone = opened.index.apply(logged, opened.volumes.position)
                 own = [key for key, place in gone if place.volume == 0]
                 for key in own:

@@ -29,11 +29,17 @@ class MemoryFile:
         buffer[: len(found)] = found
         return len(found)
 
+    def read_ready(self, buffer: memoryview, offset: int) -> int:
+        return self.read_into(buffer, offset)
+
     def read_direct(self, buffer: memoryview, offset: int) -> int:
         return self.read_into(buffer, offset)
 
     def write_at(self, parts: Sequence[Buffer], offset: int) -> int:
         raise OSError(f"{sum(map(len, parts))} bytes at {offset}: a share is never written again")
+
+    def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
+        return self.write_at(parts, offset)
 
     def write_direct(self, data: Buffer, offset: int) -> int:
         return self.write_at([data], offset)

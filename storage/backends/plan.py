@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from storage.appendfile import ROOM_BATCH_MAX
 from storage.backends.changes import BatchView, Change, ShareState
 from storage.backends.port import IncomingShare, ShareKey
 from storage.backends.requests import share_length
 from storage.backends.sharefiles import WrittenFile
 from storage.errors import StorageError
+from storage.format.entry import HEAD_MAX
 from storage.groupcommit import Ticket
 from storage.leases import Lease
 from storage.ports import Buffer
@@ -51,6 +53,12 @@ class Plan:
     changes: list[tuple[Change, Sequence[Buffer]]] = field(default_factory=list)
     written: list[WrittenFile] = field(default_factory=list)
     answers: list[tuple[Ticket[Operation, list[bool]], list[bool]]] = field(default_factory=list)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is a few pages of one file."""
+        payload = sum(len(part) for _, parts in self.changes for part in parts)
+        return not self.written and len(self.changes) * HEAD_MAX + payload <= ROOM_BATCH_MAX
 
 
 def plan_batch(

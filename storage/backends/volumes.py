@@ -87,7 +87,8 @@ class Volumes:
         if self.sizes:
             # Who made it may have ended, or met a failing disk, before its name was durable.
             self._disk.sync_directory(self._directory)
-            self._active = AppendFile.open(self._disk, self.path(max(self.sizes)), MAGIC)
+            path = self.path(max(self.sizes))
+            self._active = AppendFile.open(self._disk, path, MAGIC, self._size_max)
         else:
             self._rotate(1)
 
@@ -97,7 +98,7 @@ class Volumes:
             self._rotate(self.active.number + 1)
 
     def _rotate(self, number: int) -> None:
-        fresh = AppendFile.create(self._disk, self.path(number), MAGIC, number)
+        fresh = AppendFile.create(self._disk, self.path(number), MAGIC, number, self._size_max)
         try:
             self._disk.sync_directory(self._directory)
         except BaseException:
@@ -140,7 +141,8 @@ class Volumes:
                 change = Change.decode(entry.kind, entry.fields)
                 yield Logged(change, number, entry.payload_offset), Position(number, end)
             if end < volume.end:
-                _LOGGER.warning("volume %d: %d torn bytes cut off", number, volume.end - end)
+                if not volume.is_room(end):
+                    _LOGGER.warning("volume %d: %d torn bytes cut off", number, volume.end - end)
                 volume.cut(end)
                 self.sizes[number] = end
         finally:

@@ -3,7 +3,7 @@
 `StorageClient` owns one connection and makes it when it is first needed, again and again when it is lost.
 """
 
-from storage.client.client import StorageClient
+from storage.client.client import StorageClient, append_request
 from storage.client.records import (
     ClientConfig,
     ClientStatistics,
@@ -30,4 +30,5 @@ __all__ = [
     "Span",
     "StorageClient",
     "Traffic",
+    "append_request",
 ]

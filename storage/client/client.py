@@ -9,7 +9,7 @@ makes the next attempt come soon.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -181,6 +181,28 @@ class StorageClient:
         """Append one signed record; durable on return. Idempotent. Raises Conflict, Refused, Exhausted."""
         await self._ask(wire.DoneReply, wire.HeadAppend(log, entry_of(record)), Traffic.HEAD)
 
+    def head_append_nowait(self, request: bytes, settled: Callable[[StorageError | None], None]) -> bool:
+        """The same without a task that waits: `settled` is told once how it ended. It must not raise.
+
+        `request`: what `append_request` gives. False, and nothing is done, where that would have to wait.
+        """
+        connection = self._connection
+        if connection is None:
+            return False
+
+        def ended(outcome: wire.AnyReply | StorageError) -> None:
+            error = outcome if isinstance(outcome, StorageError) else None
+            if error is None and not isinstance(outcome, wire.DoneReply):
+                error = Unavailable("the server breaks the protocol: it answered another question")
+            if error is not None:
+                self._statistics.failures += 1
+            settled(error)
+
+        if not connection.ask_nowait(request, Traffic.HEAD, ended):
+            return False
+        self._count("head_append", Traffic.HEAD)
+        return True
+
     async def head_read(self, log: bytes, after: Stamp | None, limit_bytes: int) -> list[HeadRecord]:
         """Records after (epoch, sequence), oldest first, until `limit_bytes` of payload are reached.
 
@@ -255,10 +277,7 @@ class StorageClient:
             connection = await self._connected(hurries)
             if not wire.changes_nothing(request):
                 await connection.greeted()
-            counters = self._statistics
-            kind = wire.request_name(request)
-            counters.requests[kind] = counters.requests.get(kind, 0) + 1
-            counters.traffic[traffic] = counters.traffic.get(traffic, 0) + 1
+            self._count(wire.request_name(request), traffic)
             answer = await connection.ask(payload, traffic, body, body_size, destinations, reply)
             if not isinstance(answer, reply_type):
                 error = Unavailable("the server breaks the protocol: it answered another question")
@@ -271,6 +290,11 @@ class StorageClient:
             self._statistics.cancelled += 1
             raise
         return answer
+
+    def _count(self, kind: str, traffic: Traffic) -> None:
+        counters = self._statistics
+        counters.requests[kind] = counters.requests.get(kind, 0) + 1
+        counters.traffic[traffic] = counters.traffic.get(traffic, 0) + 1
 
     async def _connected(self, hurries: bool) -> Connection:
         """The connection; waits while a first or an immediate second attempt to connect is under way."""
@@ -306,6 +330,11 @@ class StorageClient:
     def _chance(self) -> float:
         """Anything from 0 to 1."""
         return int.from_bytes(self._entropy.token(4)) / 0xFFFFFFFF
+
+
+def append_request(log: bytes, record: HeadRecord) -> bytes:
+    """The request that appends a record, the same for all servers."""
+    return wire.encode_request(wire.HeadAppend(log, entry_of(record)))
 
 
 def _read_request(spans: Sequence[Span], destinations: Sequence[memoryview]) -> tuple[wire.Readv, int]:

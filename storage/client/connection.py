@@ -21,6 +21,8 @@ from storage.transport.link import FrameReceiver, FrameSender, Outgoing
 from storage.wire import messages as wire
 from storage.wire.frames import Frame, Kind, Traffic
 
+UNATTENDED_MAX = 8
+"""Requests under way for which nobody waits: more would only pile up before a server that is late."""
 REASON_S_MAX = 1.0
 """How long a connection that cannot be written to any more is read for the reason."""
 
@@ -32,7 +34,6 @@ class _Pending:
         "asked",
         "body_size",
         "destinations",
-        "done",
         "error",
         "index",
         "outgoing",
@@ -40,17 +41,31 @@ class _Pending:
         "progress",
         "remaining",
         "reply",
+        "settled",
+        "silence_s",
+        "tell",
         "wanted",
     )
 
-    def __init__(self, destinations: Sequence[memoryview], asked: int, body_size: int) -> None:
+    def __init__(
+        self,
+        destinations: Sequence[memoryview],
+        asked: int,
+        body_size: int,
+        silence_s: float,
+        tell: Callable[[], None],
+    ) -> None:
         self.destinations = destinations
         """Where the answer's body goes; the caller's, so only touched while `wanted`."""
         self.asked = asked
         """Reply credit held."""
         self.body_size = body_size
         """Body credit held."""
-        self.done = trio.Event()
+        self.silence_s = silence_s
+        """The longest that it may be silent."""
+        self.tell = tell
+        """Called once, when it is settled."""
+        self.settled = False
         self.error: StorageError | None = None
         self.reply: wire.AnyReply | None = None
         self.outgoing: Outgoing | None = None
@@ -61,6 +76,12 @@ class _Pending:
         self.index = 0
         self.position = 0
         self.wanted = True
+
+    def settle(self) -> None:
+        """It has its reply or its error, or its caller left and nothing more comes."""
+        if not self.settled:
+            self.settled = True
+            self.tell()
 
     def take(self, length: int, scratch: memoryview) -> list[memoryview]:
         """Views of the next `length` bytes of the destinations, each a new one that may be released."""
@@ -104,6 +125,8 @@ class Connection:
         self._pending: dict[int, _Pending] = {}
         self._number = 0
         self._receiving = 0
+        self._unattended = 0
+        """Requests under way for which nobody waits."""
         self._heard = trio.current_time()
         self._requests = Credit(wire.REQUESTS_WINDOW)
         self._bodies = Credit(wire.PUT_WINDOW)
@@ -143,6 +166,7 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._guard, lambda: self._receive(greeted))
                 nursery.start_soon(self._guard, self._send)
+                nursery.start_soon(self._watch)
                 await self._failed.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -174,7 +198,7 @@ class Connection:
         for pending in self._pending.values():
             pending.wanted = False
             pending.error = error
-            pending.done.set()
+            pending.settle()
         self._pending.clear()
 
     async def ask(
@@ -191,15 +215,14 @@ class Connection:
         Raises what the server answers, and Unavailable. However it ends, neither the destinations nor, but
         for the frame that is just being sent, the body are touched afterwards.
         """
-        number, pending = await self._begin(payload, traffic, body, body_size, destinations, asked)
-        limit = self._config.progress_s[traffic]
+        # Once it is queued the sender may be quicker than the cancellation.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._take_credit(traffic, body_size, asked)
+        done = trio.Event()
+        pending = _Pending(destinations, asked, body_size, self._config.progress_s[traffic], done.set)
+        number = self._begin(pending, payload, traffic, body)
         try:
-            while not pending.done.is_set():
-                # Progress moves the deadline on; that costs nothing where it is looked at only here.
-                with trio.CancelScope(deadline=self._deadline(pending, limit)):
-                    await pending.done.wait()
-                if not pending.done.is_set() and self._deadline(pending, limit) <= trio.current_time():
-                    self._give_up(number, pending, limit)
+            await done.wait()
         except BaseException:
             self._abandon(number, pending)
             raise
@@ -209,18 +232,31 @@ class Connection:
         assert pending.reply is not None
         return pending.reply
 
-    async def _begin(
-        self,
-        payload: bytes,
-        traffic: Traffic,
-        body: Sequence[Buffer],
-        body_size: int,
-        destinations: Sequence[memoryview],
-        asked: int,
-    ) -> tuple[int, _Pending]:
-        """Take the credits, give the request its number and queue it."""
-        # Once it is queued the sender may be quicker than the cancellation.
-        await trio.lowlevel.checkpoint_if_cancelled()
+    def ask_nowait(
+        self, payload: bytes, traffic: Traffic, settled: Callable[[wire.AnyReply | StorageError], None]
+    ) -> bool:
+        """Ask what has no body and is answered without one, though nobody waits: `settled` is told the end.
+
+        It must not raise. False, and nothing is done, where that would have to wait, or so much that nobody
+        waits for is under way that the server seems to hang.
+        """
+        if self._failure is not None or not self._was_greeted or self._unattended >= UNATTENDED_MAX:
+            return False
+        if not self._requests.acquire_nowait(1, traffic):
+            return False
+
+        def tell() -> None:
+            self._unattended -= 1
+            outcome = pending.error or pending.reply
+            assert outcome is not None
+            settled(outcome)
+
+        self._unattended += 1
+        pending = _Pending((), 0, 0, self._config.progress_s[traffic], tell)
+        self._begin(pending, payload, traffic, ())
+        return True
+
+    async def _take_credit(self, traffic: Traffic, body_size: int, asked: int) -> None:
         await self._requests.acquire(1, traffic)
         taken: list[tuple[Credit, int]] = [(self._requests, 1)]
         try:
@@ -231,33 +267,51 @@ class Connection:
             for credit, amount in taken:
                 credit.release(amount)
             raise
-        pending = _Pending(destinations, asked, body_size)
+
+    def _begin(self, pending: _Pending, payload: bytes, traffic: Traffic, body: Sequence[Buffer]) -> int:
+        """Give the request, whose credits are taken, its number and send or queue it."""
 
         def sent() -> None:
             pending.progress = trio.current_time()
 
         self._number += 1
         number = self._number
-        pending.outgoing = Outgoing(number, traffic, Kind.REQUEST, payload, body, body_size, sent)
+        pending.outgoing = Outgoing(number, traffic, Kind.REQUEST, payload, body, pending.body_size, sent)
         self._pending[number] = pending
         self._sender.send_nowait(pending.outgoing)
-        return number, pending
+        return number
 
-    def _deadline(self, pending: _Pending, limit: float) -> float:
+    async def _watch(self) -> None:
+        """Give up requests that are silent for too long. One task for all: a deadline for each costs more."""
+        while True:
+            now = trio.current_time()
+            look_at = now + min(self._config.progress_s)
+            for number, pending in list(self._pending.items()):
+                if not pending.wanted:
+                    continue
+                deadline = self._deadline(pending, now)
+                if deadline <= now:
+                    self._give_up(number, pending, now)
+                else:
+                    look_at = min(look_at, deadline)
+            await trio.sleep_until(look_at)
+
+    def _deadline(self, pending: _Pending, now: float) -> float:
         """When the request has been silent for too long; while it is being sent, a time to look again."""
+        limit = pending.silence_s
         if pending.progress == math.inf:
-            return trio.current_time() + limit
+            return now + limit
         return min(max(pending.progress, self._heard) + limit, pending.progress + QUEUE_FACTOR * limit)
 
-    def _give_up(self, number: int, pending: _Pending, limit: float) -> None:
+    def _give_up(self, number: int, pending: _Pending, now: float) -> None:
         """End a request that is silent for too long. If nothing else came either, the server hangs."""
         error = Unavailable("the server does not answer")
-        if self._heard + limit <= trio.current_time():
+        if self._heard + pending.silence_s <= now:
             self.fail(error)
         else:
-            self._abandon(number, pending)
             pending.error = error
-            pending.done.set()
+            self._abandon(number, pending)
+            pending.settle()
 
     def _abandon(self, number: int, pending: _Pending) -> None:
         """The caller leaves: keep off its buffers, tell the server, the last frame comes without it."""
@@ -273,7 +327,7 @@ class Connection:
             self._end(number, pending)
         elif outgoing.queued:
             outgoing.cut(Kind.CANCEL)
-        else:
+        elif pending.asked:  # nothing else that was sent whole can be called off
             self._sender.send_nowait(Outgoing(number, outgoing.traffic, Kind.CANCEL, b""))
 
     def _end(self, number: int, pending: _Pending) -> None:
@@ -283,7 +337,7 @@ class Connection:
         self._requests.release(1)
         self._bodies.release(pending.body_size)
         self._replies.release(pending.asked)
-        pending.done.set()
+        pending.settle()
 
     async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
         """Run one of the two tasks; what ends it ends the connection."""

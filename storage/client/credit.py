@@ -34,8 +34,7 @@ class Credit:
         assert 0 <= amount <= self._total
         if not amount:
             return
-        if self._failure is None and self._free >= amount and not any(self._waiting[: traffic + 1]):
-            self._free -= amount
+        if self.acquire_nowait(amount, traffic):
             return
         entry = (amount, trio.Event())
         queue = self._waiting[traffic]
@@ -52,6 +51,13 @@ class Credit:
             raise
         if self._failure is not None:
             raise type(self._failure)(str(self._failure))
+
+    def acquire_nowait(self, amount: int, traffic: Traffic) -> bool:
+        """Take `amount` if that needs no waiting."""
+        if self._failure is None and self._free >= amount and not any(self._waiting[: traffic + 1]):
+            self._free -= amount
+            return True
+        return False
 
     def release(self, amount: int) -> None:
         """Give back what was taken."""

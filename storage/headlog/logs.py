@@ -5,7 +5,7 @@ A log is created by the first claim with the two keys that its name is the hash 
 key of an older generation. Records are kept until their writer trims them, within bounds. Memory holds the
 stamps and places of records, not their bytes.
 
-Atomic between awaits: `_logs` and `_file` change only in `_commit` and `_upkeep`, after the bytes they speak
+Atomic between awaits: `_logs` and `_file` change only in `_apply` and `_upkeep`, after the bytes they speak
 of are durable, so that `read` never shows what a crash could take back. SPEC.md has the crash analysis.
 """
 
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import trio
 
+from storage.appendfile import ROOM_BATCH_MAX, AppendBatch
 from storage.errors import Conflict, Exhausted, Missing, Refused, StorageError
+from storage.format.entry import Entry
 from storage.format.head import (
     HeadClaim,
     HeadRecord,
@@ -31,7 +33,7 @@ from storage.groupcommit import GroupCommit, Ticket
 from storage.headlog.journal import HeadJournal, add_operation, apply_entry
 from storage.headlog.state import Append, Claim, Drop, HeadLog, Operation, Slot, Staged, Trim
 from storage.leases import STAMP_MAX, Stamp
-from storage.ports import Disk, Offload
+from storage.ports import Brief, Disk, Offload
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -52,6 +54,19 @@ class HeadLogConfig:
     """Garbage below which the file is not rewritten."""
 
 
+@dataclass(slots=True)
+class _Decided:
+    """A batch of operations, before it is durable."""
+
+    batch: AppendBatch
+    changes: list[tuple[Entry, Operation]] = field(default_factory=list)
+    answers: list[tuple[Ticket[Operation, Claimed | None], Claimed | None]] = field(default_factory=list)
+
+    @property
+    def is_small(self) -> bool:
+        return 0 < self.batch.end - self.batch.offset <= ROOM_BATCH_MAX
+
+
 class HeadLogs:
     """The head logs under one directory. `run` must be running for everything but construction."""
 
@@ -64,7 +79,10 @@ class HeadLogs:
         self._logs: dict[bytes, HeadLog] = {}
         self._rewrite_above = self._config.garbage_bytes_min
         self._commits: GroupCommit[Operation, Claimed | None] = GroupCommit(
-            self._commit, batch_bytes_max=4 * 1024 * 1024, upkeep=self._upkeep
+            self._commit,
+            batch_bytes_max=4 * 1024 * 1024,
+            upkeep=self._upkeep,
+            commit_now=self._commit_now,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -98,9 +116,26 @@ class HeadLogs:
         Raises Missing for an unknown log, Refused for a wrong signature or malformed record, Conflict where
         its epoch is not the promised one or another record has its place, Exhausted beyond the bounds.
         """
+        self._check_record(log, record)
+        await self._commits.submit(Append(log, record), len(record.payload))
+
+    def append_nowait(
+        self, log: bytes, record: HeadRecord, settled: Callable[[StorageError | None], None]
+    ) -> Callable[[], bool]:
+        """The same without a task that waits: `settled` is told once how it ended. It must not raise.
+
+        Raises what can be told at once. Returns how to take the record back while it is not in flight; what
+        that calls tells whether it was taken back, and then `settled` is not called.
+        """
+        self._check_record(log, record)
+        ticket = self._commits.submit_nowait(
+            Append(log, record), len(record.payload), lambda ticket: settled(ticket.error)
+        )
+        return lambda: self._commits.withdraw(ticket)
+
+    def _check_record(self, log: bytes, record: HeadRecord) -> None:
         record.check()
         self._check_signature(log, record.signature, record.signed_bytes(log))
-        await self._commits.submit(Append(log, record), len(record.payload))
 
     async def trim(self, log: bytes, before: Stamp, signature: bytes) -> None:
         """Drop records below `before`, never the newest; durable on return, idempotent, a checkpoint.
@@ -161,26 +196,53 @@ class HeadLogs:
             raise Refused("the signature does not fit this head log")
 
     async def _commit(self, tickets: Sequence[Ticket[Operation, Claimed | None]]) -> None:
+        decided = self._decide(tickets)
+        if decided.is_small:
+            await self._offload.run_brief(Brief.SYNC, self._journal.write, decided.batch)
+        elif decided.changes:
+            await self._offload.run(self._journal.write, decided.batch)
+        self._apply(decided)
+
+    def _commit_now(self, ticket: Ticket[Operation, Claimed | None]) -> bool:
+        """The same in the loop, for one operation, while the disk is quick."""
+        if not self._offload.is_brief(Brief.SYNC) or ticket.size_bytes > ROOM_BATCH_MAX:
+            return False
+        try:
+            decided = self._decide([ticket])
+            if decided.changes:
+                self._offload.run_here(Brief.SYNC, self._journal.write, decided.batch)
+        except StorageError as error:
+            ticket.fail(error)
+        else:
+            self._apply(decided)
+            if self._is_full_of_garbage:
+                self._commits.nudge()
+        return True
+
+    def _decide(self, tickets: Sequence[Ticket[Operation, Claimed | None]]) -> _Decided:
+        """What these operations change, each seeing the ones before it. Those that may not are settled."""
         staged: dict[bytes, Staged] = {}
-        batch = self._journal.batch()
-        changes = []
-        answers: list[tuple[Ticket[Operation, Claimed | None], Claimed | None]] = []
+        decided = _Decided(self._journal.batch())
         for ticket in tickets:
             operation = ticket.operation
-            log = staged.setdefault(operation.log, Staged(self._logs.get(operation.log)))
+            log = staged.get(operation.log)
+            if log is None:
+                log = staged[operation.log] = Staged(self._logs.get(operation.log))
             try:
                 answer, changed = self._stage(log, operation, staged)
             except StorageError as error:
                 ticket.fail(error)
                 continue
-            answers.append((ticket, answer))
+            decided.answers.append((ticket, answer))
             if changed:
-                changes.append((add_operation(batch, operation), operation))
-        if changes:
-            await self._offload.run(self._journal.write, batch)
-            for entry, operation in changes:
-                apply_entry(self._logs, entry, operation)
-        for ticket, answer in answers:
+                decided.changes.append((add_operation(decided.batch, operation), operation))
+        return decided
+
+    def _apply(self, decided: _Decided) -> None:
+        """It is durable."""
+        for entry, operation in decided.changes:
+            apply_entry(self._logs, entry, operation)
+        for ticket, answer in decided.answers:
             ticket.succeed(answer)
 
     def _stage(
@@ -220,12 +282,16 @@ class HeadLogs:
             log.added.pop()
             raise Exhausted("this head log is full: its writer must trim it")
 
-    async def _upkeep(self) -> bool:
+    @property
+    def _is_full_of_garbage(self) -> bool:
         garbage = self._journal.garbage_bytes(self._logs.values())
         live = sum(log.record_bytes for log in self._logs.values())
-        if garbage > max(live, self._rewrite_above):
+        return garbage > max(live, self._rewrite_above)
+
+    async def _upkeep(self) -> bool:
+        if self._is_full_of_garbage:
             # A rewrite that fails (a full disk, a rotten record) is not tried again at every batch.
-            self._rewrite_above = garbage * 2
+            self._rewrite_above = self._journal.garbage_bytes(self._logs.values()) * 2
             try:
                 rewritten = await self._offload.run(self._journal.rewrite, list(self._logs.values()))
             except StorageError as error:

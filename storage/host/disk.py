@@ -46,6 +46,17 @@ class OsFile:
             done += got
         return done
 
+    def read_ready(self, buffer: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(self._open, [buffer], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            # A file system without NOWAIT (tmpfs, some network ones): nothing to be learned.
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                return self.read_into(buffer, offset)
+            raise
+
     def read_direct(self, buffer: memoryview, offset: int) -> int:
         direct = self._direct_descriptor()
         done = 0
@@ -78,8 +89,15 @@ class OsFile:
             total += self._write_vector(parts[start : start + _VECTORS_MAX], offset + total)
         return total
 
+    def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
+        length = sum(map(len, parts))
+        if len(parts) > _VECTORS_MAX or os.pwritev(self._open, parts, offset, os.RWF_DSYNC) < length:
+            self.write_at(parts, offset)
+            self.sync()
+        return length
+
     def _write_vector(self, parts: Sequence[Buffer], offset: int) -> int:
-        length = sum(len(part) for part in parts)
+        length = sum(map(len, parts))
         done = os.pwritev(self._open, parts, offset) if length else 0
         if done < length:
             # The kernel stopped inside a part (two gigabytes, a nearly full disk): go on from there.

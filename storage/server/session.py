@@ -17,10 +17,10 @@ from storage.errors import Refused, StorageError, Unavailable
 from storage.pages import PagePool
 from storage.ports import ByteStream
 from storage.putbody import PutBody
-from storage.readplan import ReadPlan
+from storage.readplan import Loading, ReadPlan
 from storage.server.admission import Guest
 from storage.server.config import ServerConfig, ServerStatistics
-from storage.service import COPIED_SIZE_MAX, Service
+from storage.service import Service
 from storage.transport.link import FrameReceiver, FrameSender, Outgoing
 from storage.wire import hello
 from storage.wire import messages as wire
@@ -33,6 +33,10 @@ SLACK = 2
 before we learn that it was sent. The window of put bodies, which costs memory, is exact."""
 
 
+_DONE = wire.encode_reply(wire.DoneReply())
+_WHOLE = wire.encode_reply(wire.ReadReply(None))
+
+
 class _Active:
     """A request that is not answered yet."""
 
@@ -40,6 +44,7 @@ class _Active:
         "asked",
         "body",
         "body_size",
+        "call_off",
         "number",
         "outgoing",
         "scope",
@@ -57,6 +62,8 @@ class _Active:
         """Set while it arrives."""
         self.scope: trio.CancelScope | None = None
         """Set while the request can be called off."""
+        self.call_off: Callable[[], bool] | None = None
+        """Set while a record waits to be stored."""
         self.outgoing: Outgoing | None = None
 
 
@@ -88,6 +95,8 @@ class Session:
         self._active: dict[int, _Active] = {}
         self._unwanted: dict[int, int] = {}
         self._newest = 0
+        self._was_cold = False
+        """Whether the last request may have held the loop up for the disk."""
         self._asked = 0
         self._incoming = 0
         self._body_size = 0
@@ -103,6 +112,8 @@ class Session:
         finally:
             for active in self._active.values():
                 self._free_body(active)
+                if active.call_off is not None:
+                    active.call_off()
         if self._ended_by is not None:
             raise self._ended_by
 
@@ -134,6 +145,10 @@ class Session:
                     await self._take_data(frame, nursery)
                 elif frame.kind is Kind.REQUEST:
                     self._open(frame, await receiver.message(frame.length), nursery)
+                    if self._was_cold:
+                        # Many that came together must not keep others waiting for all of them.
+                        self._was_cold = False
+                        await trio.lowlevel.checkpoint()
                 elif frame.kind is Kind.CANCEL and not frame.length:
                     self._cancel(frame.request)
                 elif frame.kind is Kind.HELLO and frame.length <= hello.HELLO_SIZE_MAX:
@@ -173,11 +188,13 @@ class Session:
             return
         if isinstance(request, wire.Readv):
             self._open_read(active, request, nursery)
+        elif isinstance(request, wire.HeadAppend):
+            self._append(active, request)
         else:
             nursery.start_soon(self._perform, active, request)
 
     def _open_read(self, active: _Active, request: wire.Readv, nursery: trio.Nursery) -> None:
-        """Answer from the page cache at once; only what is on the disk takes a task."""
+        """Answer from memory at once, or a few pages from a quick disk; only what waits takes a task."""
         active.asked = wire.read_size(request)
         self._asked += active.asked
         if self._asked > SLACK * wire.REPLY_WINDOW:
@@ -185,11 +202,12 @@ class Session:
         plan: ReadPlan | None = None
         try:
             plan = self._service.read(request)
-            cold = self._service.cold_parts(plan)
-            if cold:
-                self._statistics.cold_reads += 1
+            loading = self._service.prepare(plan)
+            self._statistics.cold_reads += plan.is_cold
+            self._was_cold = plan.is_cold
+            if loading is not None:
                 active.scope = trio.CancelScope()
-                nursery.start_soon(self._load_and_send, active, active.scope, plan, cold)
+                nursery.start_soon(self._load_and_send, active, active.scope, plan, loading)
             else:
                 self._send_plan(active, plan)
         except (StorageError, OSError) as error:
@@ -198,12 +216,12 @@ class Session:
             self._fail(active, _storage_error(error))
 
     async def _load_and_send(
-        self, active: _Active, scope: trio.CancelScope, plan: ReadPlan, cold: list[int]
+        self, active: _Active, scope: trio.CancelScope, plan: ReadPlan, loading: Loading
     ) -> None:
         sent = False
         try:
             with scope:
-                await self._service.load(plan, cold)
+                await loading()
             active.scope = None
             if scope.cancelled_caught:
                 self._end_with(active, wire.CANCELLED)
@@ -218,10 +236,8 @@ class Session:
 
     def _send_plan(self, active: _Active, plan: ReadPlan) -> None:
         """Queue the answer; the plan is closed when it was sent."""
-        if plan.size <= COPIED_SIZE_MAX:
-            plan.copy()
         self._statistics.bytes_out += plan.size
-        reply = wire.encode_reply(wire.ReadReply(None if plan.whole else plan.lengths))
+        reply = _WHOLE if plan.whole else wire.encode_reply(wire.ReadReply(plan.lengths))
 
         def ended() -> None:
             plan.close()
@@ -231,6 +247,21 @@ class Session:
             active.number, active.traffic, Kind.REPLY, reply, plan.parts, plan.size, ended
         )
         self._sender.send_nowait(active.outgoing)
+
+    def _append(self, active: _Active, request: wire.HeadAppend) -> None:
+        """Store a record; no task waits for it."""
+
+        def settled(error: StorageError | None) -> None:
+            active.call_off = None
+            if error is not None:
+                self._fail(active, error)
+            else:
+                self._finish(active, Kind.REPLY, _DONE)
+
+        try:
+            active.call_off = self._service.append(request, settled)
+        except StorageError as error:
+            self._fail(active, error)
 
     def _open_put(self, active: _Active, request: wire.Put) -> None:
         """Take memory for the body, if it is allowed and there is some."""

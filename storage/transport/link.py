@@ -31,6 +31,8 @@ from storage.wire.frames import (
 
 STAGE_SIZE = 4096
 """Bytes received beyond the payload wanted: the next header and small payloads come without a call more."""
+SMALL_SIZE_MAX = 136 * 1024
+"""Body bytes of a message that is sent without waking the sender: two blocks of a share."""
 FRAMES_AHEAD_MAX = 16
 """Frames that more urgent classes may send in a row while a less urgent one waits."""
 
@@ -49,6 +51,7 @@ class FrameReceiver:
         self._revoked = False
         self._scratch: bytearray | None = None
         self._deadline: trio.CancelScope | None = None
+        self._is_expecting = False
 
     @property
     def scratch(self) -> memoryview:
@@ -63,7 +66,8 @@ class FrameReceiver:
 
     def expect(self, more: bool) -> None:
         """Say whether the peer owes something now, so that silence between frames counts as a stall, too."""
-        if self._deadline is not None:
+        if self._deadline is not None and (more or self._is_expecting):
+            self._is_expecting = more
             self._deadline.deadline = trio.current_time() + self._stall_s if more else float("inf")
 
     async def frame(self) -> Frame | None:
@@ -184,6 +188,13 @@ class Outgoing:
     def is_finished(self) -> bool:
         return self._first is None and not self.remaining
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it goes in one or two frames from memory."""
+        if self.remaining > SMALL_SIZE_MAX:
+            return False
+        return not any(isinstance(part, FileRange) for part in self._parts)
+
     def take(self, length: int) -> list[Part]:
         """The next `length` bytes of the body."""
         taken: list[Part] = []
@@ -215,13 +226,32 @@ class FrameSender:
         self._queues: tuple[deque[Outgoing], ...] = tuple(deque() for _ in Traffic)
         self._ahead = 0
         self._wake = trio.Event()
+        self._is_idle = False
+        """Whether the task waits for something to send, and so nothing is being sent."""
+        self._rest: list[memoryview] = []
+        """What the stream did not take of the message `_resting`: to be sent before all else."""
+        self._resting: Outgoing | None = None
         self._closed = False
 
     def send_nowait(self, outgoing: Outgoing) -> None:
-        """Queue a message. Bounded by the caller, who counts credits."""
+        """Send a small message at once where nothing else is under way, else queue it.
+
+        Bounded by the caller, who counts credits. `ended` may be called before this returns.
+        """
         if self._closed:
             outgoing.end()
             return
+        if self._is_idle and outgoing.is_small:
+            parts = _parts_now(outgoing)
+            size = sum(map(len, parts))
+            sent = self._stream.send_nowait(parts)
+            if sent >= size:
+                outgoing.end()
+                return
+            self._rest = [memoryview(part).cast("B") for part in parts]
+            _advance(self._rest, sent)
+            self._resting = outgoing
+        self._is_idle = False
         outgoing.queued = True
         self._queues[outgoing.traffic].append(outgoing)
         self._wake.set()
@@ -239,13 +269,19 @@ class FrameSender:
         """Send until cancelled. Raises Unavailable where the peer is gone or takes nothing any more."""
         try:
             while True:
-                outgoing = self._pick()
+                outgoing = self._resting or self._pick()
                 if outgoing is None:
                     self._wake = trio.Event()
+                    self._is_idle = True
                     await self._wake.wait()
                     continue
                 with trio.move_on_after(self._stall_s) as scope:
-                    await self._send_frame(outgoing)
+                    if self._resting is not None:
+                        self._resting = None
+                        await self._stream.send_all(self._rest)
+                        self._rest = []
+                    else:
+                        await self._send_frame(outgoing)
                 if scope.cancelled_caught:
                     raise Unavailable("the peer takes no more bytes")
                 if outgoing.is_finished:
@@ -258,7 +294,7 @@ class FrameSender:
                     # A peer that reads as fast as we send must not keep the other tasks from running.
                     await trio.lowlevel.checkpoint()
         finally:
-            self._closed = True
+            self._closed, self._is_idle = True, False
             for queue in self._queues:
                 while queue:
                     outgoing = queue.popleft()
@@ -295,6 +331,20 @@ class FrameSender:
                     buffers.append(part)
         if buffers:
             await self._stream.send_all(buffers)
+
+
+def _parts_now(outgoing: Outgoing) -> list[Buffer]:
+    """All of a small message: its first frame, and its body in one DATA frame."""
+    first = outgoing.first()
+    assert first is not None
+    kind, payload = first
+    parts: list[Buffer] = [encode_frame(len(payload), kind, outgoing.traffic, outgoing.request), payload]
+    if size := outgoing.remaining:
+        parts.append(encode_frame(size, Kind.DATA, outgoing.traffic, outgoing.request))
+        for part in outgoing.take(size):
+            assert not isinstance(part, FileRange)
+            parts.append(part)
+    return parts
 
 
 def _advance(views: list[memoryview], count: int) -> None:

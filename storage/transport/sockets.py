@@ -12,6 +12,8 @@ import trio
 from storage.errors import Unavailable
 from storage.ports import File
 
+TURN_SIZE = 512 * 1024
+"""Bytes received without waiting after which others get their turn: some 0.2 ms."""
 COPY_SIZE = 256 * 1024
 """Bytes of a file that are copied at a time where sendfile cannot be used."""
 

@@ -18,7 +18,14 @@ import trio
 
 from storage.errors import Refused, Unavailable
 from storage.ports import Buffer, File, TlsAddress
-from storage.transport.sockets import close_socket, lost, read_pieces, wait_readable, wait_writable
+from storage.transport.sockets import (
+    TURN_SIZE,
+    close_socket,
+    lost,
+    read_pieces,
+    wait_readable,
+    wait_writable,
+)
 
 BACKLOG = 1024
 UNSENT_SIZE_MAX = 512 * 1024
@@ -34,26 +41,37 @@ class TlsStream:
 
     def __init__(self, connection: ssl.SSLSocket) -> None:
         self._socket = connection
+        self._received = 0
+        self._is_drained = False
+        """Whether the last receive took all that there was, so that another one would find nothing."""
 
     async def receive_into(self, buffers: Sequence[memoryview]) -> int:
         # Once bytes were taken nothing may raise Cancelled: they would be lost.
         await trio.lowlevel.checkpoint_if_cancelled()
+        waited = self._is_drained
+        if waited:
+            await wait_readable(self._socket)
         while True:
             try:
                 count = self._receive(buffers)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
                 await self._wait_for(error)
+                waited = True
             except OSError as error:
                 if _is_end(error):
                     return 0
                 raise _lost(error) from error
             else:
-                await trio.lowlevel.cancel_shielded_checkpoint()
+                self._received = count if waited else self._received + count
+                if self._received >= TURN_SIZE:
+                    self._received = 0
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 return count
 
     def _receive(self, buffers: Sequence[memoryview]) -> int:
         """What is there now, at least one byte, or 0 at the end. Raises what the socket raises."""
         total = 0
+        self._is_drained = False
         try:
             for buffer in buffers:
                 filled = 0
@@ -64,9 +82,10 @@ class TlsStream:
                         return total
                     filled += count
                     total += count
-        except OSError:
+        except OSError as error:
             if not total:
                 raise
+            self._is_drained = isinstance(error, ssl.SSLWantReadError)
         return total
 
     async def send_all(self, parts: Sequence[Buffer]) -> None:
@@ -81,6 +100,13 @@ class TlsStream:
                     await self._wait_for(error)
                     continue
                 view = view[sent:]
+
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
+        # After a refusal the library wants the same bytes again: that they are sent next is the contract.
+        try:
+            return self._socket.send(b"".join(parts)) if sum(map(len, parts)) <= JOIN_SIZE_MAX else 0
+        except OSError:
+            return 0
 
     async def send_file(self, file: File, offset: int, length: int) -> None:
         async for piece in read_pieces(file, offset, length):

@@ -13,12 +13,19 @@ import trio
 
 from storage.errors import Conflict, Refused, Unavailable
 from storage.ports import Buffer, File
-from storage.transport.sockets import close_socket, lost, read_pieces, wait_readable, wait_writable
+from storage.transport.sockets import (
+    TURN_SIZE,
+    close_socket,
+    lost,
+    read_pieces,
+    wait_readable,
+    wait_writable,
+)
 
 BUFFER_SIZE = 4 * 1024 * 1024
 """Of the kernel's socket buffers: 2.0 GB/s become 5.7 (measured)."""
-TURN_SIZE = 512 * 1024
-"""Bytes received without waiting after which others get their turn: some 0.2 ms."""
+SMALL_SIZE = 4096
+"""Fewer bytes than were asked for, and than this, are a message and its end."""
 BACKLOG = 1024
 PARTS_MAX = 512
 """Parts handed to one system call; the kernel takes 1024."""
@@ -34,11 +41,15 @@ class PlainStream:
         connection.setblocking(False)
         self._socket = connection
         self._received = 0
+        self._is_drained = False
+        """Whether the last receive emptied the socket: then another one would most likely find nothing."""
 
     async def receive_into(self, buffers: Sequence[memoryview]) -> int:
         # Once bytes were taken nothing may raise Cancelled: they would be lost.
         await trio.lowlevel.checkpoint_if_cancelled()
-        waited = False
+        waited = self._is_drained
+        if waited:
+            await wait_readable(self._socket)
         while True:
             try:
                 count = self._socket.recvmsg_into(buffers[:PARTS_MAX])[0]
@@ -48,6 +59,7 @@ class PlainStream:
             except OSError as error:
                 raise lost(error) from error
             else:
+                self._is_drained = count < SMALL_SIZE and count < sum(map(len, buffers))
                 self._received = count if waited else self._received + count
                 if self._received >= TURN_SIZE:
                     self._received = 0
@@ -70,6 +82,12 @@ class PlainStream:
                 first += 1
             if sent:
                 views[first] = views[first][sent:]
+
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
+        try:
+            return self._socket.sendmsg(parts[:PARTS_MAX])
+        except OSError:
+            return 0
 
     async def send_file(self, file: File, offset: int, length: int) -> None:
         descriptor = file.descriptor

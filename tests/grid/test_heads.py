@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -60,6 +61,9 @@ class FakeClient:
         assert log == LOG
         await self._answer()
         self.kept.append(record)
+
+    def head_append_nowait(self, request: bytes, settled: Callable[[StorageError | None], None]) -> bool:
+        return False
 
     async def head_read(
         self, log: bytes, after: tuple[int, int] | None, limit_bytes: int

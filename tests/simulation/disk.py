@@ -47,6 +47,9 @@ class SimFile:
             target[: end - offset] = content[offset:end]
         return end - offset
 
+    def read_ready(self, buffer: memoryview, offset: int) -> int:
+        return self.read_into(buffer, offset)
+
     def read_direct(self, buffer: memoryview, offset: int) -> int:
         return self.read_into(buffer, offset)
 
@@ -62,6 +65,11 @@ class SimFile:
         if data:
             self._inode.change(offset, data)
         return len(data)
+
+    def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
+        length = self.write_at(parts, offset)
+        self.sync()
+        return length
 
     def write_direct(self, data: Buffer, offset: int) -> int:
         return self.write_at([data], offset)

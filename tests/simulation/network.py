@@ -50,6 +50,16 @@ class SimStream:
             await self.outgoing.send(memoryview(part).cast("B"))
         self._check()
 
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
+        data = b"".join(parts)
+        if self._closed or not self.outgoing.has_room(len(data)):
+            return 0
+        self._before_message(self.outgoing.route.source, "send")
+        if self._closed or not self.outgoing.has_room(len(data)):
+            return 0
+        self.outgoing.send_nowait(memoryview(data))
+        return len(data)
+
     async def send_file(self, file: File, offset: int, length: int) -> None:
         buffer = bytearray(min(length, CHUNK))
         end = offset + length

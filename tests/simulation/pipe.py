@@ -107,17 +107,31 @@ class Pipe:
             room = await self._room()
             piece = data[position : position + min(room, CHUNK)]
             position += len(piece)
-            now = trio.current_time()
-            self._unread += len(piece)
-            self._sent_in_round += len(piece)
-            self._wire_free_at = max(now, self._wire_free_at) + len(piece) / self.link.bytes_per_s
-            delay = self.link.round_trip_s / 2 * (1 + JITTER * self._stream.random())
-            self._last_arrival = max(self._last_arrival, self._wire_free_at + delay)
-            # The caller may use its buffer again as soon as this returns.
-            self._travelling.append((self._last_arrival, memoryview(bytes(piece))))
-            self._changed.wake()
+            self.send_nowait(piece)
             if len(piece) > SEGMENT:  # a smaller one finds room in the socket's buffer
                 await trio.sleep_until(self._wire_free_at)
+
+    def send_nowait(self, piece: memoryview) -> None:
+        """Put bytes for which there is room on their way."""
+        now = trio.current_time()
+        self._unread += len(piece)
+        self._sent_in_round += len(piece)
+        self._wire_free_at = max(now, self._wire_free_at) + len(piece) / self.link.bytes_per_s
+        delay = self.link.round_trip_s / 2 * (1 + JITTER * self._stream.random())
+        self._last_arrival = max(self._last_arrival, self._wire_free_at + delay)
+        # The caller may use its buffer again as soon as this returns.
+        self._travelling.append((self._last_arrival, memoryview(bytes(piece))))
+        self._changed.wake()
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes, of one segment at most, can be sent just now."""
+        if size > SEGMENT or self._end_at < NEVER:
+            return False
+        try:
+            self._check_sender()
+        except Unavailable:
+            return False
+        return size <= self._room_now()
 
     async def _room(self) -> int:
         """Wait until something may be sent; how many bytes."""
@@ -125,17 +139,20 @@ class Pipe:
             if self._end_at < NEVER:
                 raise Unavailable("the stream is closed")
             refused_at = self._check_sender()
-            now = trio.current_time()
-            if now >= self._round_ends_at:
-                if self._sent_in_round >= self._flight:
-                    self._flight = min(2 * self._flight, self.link.window)
-                self._round_ends_at = now + self.link.round_trip_s
-                self._sent_in_round = 0
-            room = min(self.link.window - self._unread, self._flight - self._sent_in_round)
+            room = self._room_now()
             if room > 0:
                 return room
             full = self.link.window == self._unread
             await self._changed.wait(min(refused_at, NEVER if full else self._round_ends_at))
+
+    def _room_now(self) -> int:
+        now = trio.current_time()
+        if now >= self._round_ends_at:
+            if self._sent_in_round >= self._flight:
+                self._flight = min(2 * self._flight, self.link.window)
+            self._round_ends_at = now + self.link.round_trip_s
+            self._sent_in_round = 0
+        return min(self.link.window - self._unread, self._flight - self._sent_in_round)
 
     async def receive(self, buffers: Sequence[memoryview]) -> int:
         """Fill `buffers` in order with what has arrived, at least one byte; 0 at the end."""

@@ -473,7 +473,7 @@ async def test_a_stopped_client_tells_its_callers() -> None:
 
 async def test_reads_wait_for_reply_credit_and_urgent_ones_go_first() -> None:
     numbers: list[tuple[int, int]] = []
-    go = trio.Event()
+    first, others = trio.Event(), trio.Event()
 
     async def script(peer: Peer) -> None:
         while True:
@@ -481,9 +481,9 @@ async def test_reads_wait_for_reply_credit_and_urgent_ones_go_first() -> None:
             request = wire.decode_request(payload)
             assert isinstance(request, wire.Readv)
             numbers.append((frame.request, wire.read_size(request)))
-            nursery.start_soon(answer, peer, frame.request)
+            nursery.start_soon(answer, peer, frame.request, others if len(numbers) > 1 else first)
 
-    async def answer(peer: Peer, number: int) -> None:
+    async def answer(peer: Peer, number: int, go: trio.Event) -> None:
         await go.wait()
         await peer.reply(number, wire.ReadReply([0]))
 
@@ -497,7 +497,9 @@ async def test_reads_wait_for_reply_credit_and_urgent_ones_go_first() -> None:
                 readers.start_soon(read_one, client, bytearray(7), Traffic.DEMAND)
                 await trio.testing.wait_all_tasks_blocked()
                 assert len(numbers) == 2, "the window is full"
-                go.set()
+                first.set()
+                await until(lambda: len(numbers) == 3)
+                others.set()
             assert [size for _, size in numbers[2:]] == [7, len(big)]
         nursery.cancel_scope.cancel()
 

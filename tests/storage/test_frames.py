@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 import trio.testing
@@ -9,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import Refused, StorageError, Unavailable
-from storage.transport.link import FrameReceiver, FrameSender, Outgoing
+from storage.ports import Buffer, File
+from storage.transport.link import SMALL_SIZE_MAX, FrameReceiver, FrameSender, Outgoing
 from storage.wire.frames import (
     HEADER_SIZE,
     PAYLOAD_SIZE_MAX,
@@ -91,6 +94,75 @@ async def test_an_urgent_message_passes_a_long_one_at_the_next_frame() -> None:
             assert numbers.index(2) <= 1
             assert numbers.count(2) == 2
             nursery.cancel_scope.cancel()
+
+
+class Narrow:
+    """A stream that takes at once what it is told, and notes all in order."""
+
+    def __init__(self) -> None:
+        self.takes: list[int] = []
+        self.taken = bytearray()
+        self.waited = 0
+
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
+        data = b"".join(parts)[: self.takes.pop(0)]
+        self.taken += data
+        return len(data)
+
+    async def send_all(self, parts: Sequence[Buffer]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.waited += 1
+        self.taken += b"".join(parts)
+
+    async def send_file(self, file: File, offset: int, length: int) -> None:
+        raise AssertionError
+
+    async def receive_into(self, buffers: Sequence[memoryview]) -> int:
+        raise AssertionError
+
+    def close(self) -> None:
+        raise AssertionError
+
+
+async def test_a_small_message_leaves_at_once_and_what_was_not_taken_goes_first() -> None:
+    stream = Narrow()
+    sender = FrameSender(stream, 5)
+    ends: list[int] = []
+
+    def message(number: int, traffic: Traffic, body: bytes) -> Outgoing:
+        parts = [body] if body else []
+        return Outgoing(number, traffic, Kind.REQUEST, b"?", parts, len(body), lambda: ends.append(number))
+
+    def frames(number: int, traffic: Traffic, body: bytes) -> bytes:
+        data = encode_frame(len(body), Kind.DATA, traffic, number) + body if body else b""
+        return encode_frame(1, Kind.REQUEST, traffic, number) + b"?" + data
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.run)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.takes = [1000, 20]
+        sender.send_nowait(message(1, Traffic.UPLOAD, b"abc"))
+        assert ends == [1]
+        refused = message(2, Traffic.UPLOAD, b"defg")
+        sender.send_nowait(refused)
+        sender.send_nowait(message(3, Traffic.HEAD, b""))
+        assert ends == [1]
+        assert not sender.withdraw(refused), "it has begun"
+        refused.cut(Kind.CANCEL)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ends == [1, 3, 2]
+        stream.takes = [0]
+        sender.send_nowait(message(4, Traffic.HEAD, b""))
+        await trio.testing.wait_all_tasks_blocked()
+        sender.send_nowait(message(5, Traffic.HEAD, bytes(SMALL_SIZE_MAX + 1)))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert ends == [1, 3, 2, 4, 5]
+    assert stream.waited == 5
+    expected = frames(1, Traffic.UPLOAD, b"abc") + frames(2, Traffic.UPLOAD, b"defg")
+    expected += frames(3, Traffic.HEAD, b"") + encode_frame(0, Kind.CANCEL, Traffic.UPLOAD, 2)
+    expected += frames(4, Traffic.HEAD, b"") + frames(5, Traffic.HEAD, bytes(SMALL_SIZE_MAX + 1))
+    assert stream.taken == expected
 
 
 async def test_urgent_messages_do_not_starve_others_for_ever() -> None:

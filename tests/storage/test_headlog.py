@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage.appendfile import ROOM_SIZE
 from storage.errors import Conflict, Corrupt, Exhausted, Missing, Refused, StorageError, Unavailable
 from storage.format.entry import Entry
 from storage.format.head import EPOCH_BITS, GENESIS, PAYLOAD_MAX, WRAPPED_MAX, drop_signed_bytes
@@ -29,8 +32,9 @@ from storage.headlog import (
     trim_signed_bytes,
 )
 from storage.headlog.journal import read_entry
-from storage.host import OsDisk, ThreadOffload
-from tests.storage.test_volumes import CountingDisk
+from storage.host import OsDisk, OsFile, ThreadOffload
+from storage.ports import Buffer
+from tests.storage.test_volumes import CountingDisk, used_size
 
 MOUNT, OTHER = b"m" * 16, b"o" * 16
 GOLDEN = Path(__file__).parent / "golden"
@@ -223,7 +227,7 @@ async def test_a_succession_is_there_after_a_kill_and_a_rewrite(tmp_path: Path, 
         for sequence in range(100):
             await logs.append(after.log, after.record(1, sequence, bytes(1000), OTHER))
             await logs.trim(*after.cut(1, max(0, sequence - 2)))
-        assert (tmp_path / "heads/heads").stat().st_size < 30_000
+        assert (tmp_path / "heads/heads").stat().st_size < 30_000 + ROOM_SIZE
     async with opened(tmp_path / "heads", config) as logs:
         standing = logs.look(writer.log)
         assert standing is not None
@@ -358,6 +362,70 @@ async def test_appends_of_several_logs_share_a_sync(tmp_path: Path) -> None:
         assert logs.statistics()[:2] == (40, 40)
 
 
+async def test_small_records_go_into_room_that_is_there(tmp_path: Path, writer: Writer) -> None:
+    """The file's length changes once for many appends, and what is left of the room ends nothing."""
+    path = tmp_path / "heads/heads"
+    async with opened(tmp_path / "heads") as logs:
+        await logs.claim(writer.claim(1))
+        sizes = []
+        for sequence in range(300):
+            await logs.append(writer.log, writer.record(1, sequence, b"x" * 1500))
+            sizes.append(path.stat().st_size)
+        assert len(dict.fromkeys(sizes)) == 2
+        assert sizes[0] - ROOM_SIZE < 1000
+        await logs.append(writer.log, writer.record(1, 300, b"x" * PAYLOAD_MAX))
+        for sequence in range(301, 310):
+            await logs.append(writer.log, writer.record(1, sequence, b"x" * PAYLOAD_MAX))
+        assert path.stat().st_size == used_size(path), "large ones make none"
+        await logs.append(writer.log, writer.record(1, 310))
+    async with opened(tmp_path / "heads") as logs:
+        records = logs.read(writer.log, None, 1 << 30)
+        assert [record.sequence for record in records] == list(range(311))
+        assert path.stat().st_size == used_size(path)
+
+
+async def test_a_disk_without_place_for_room_takes_the_record(tmp_path: Path, writer: Writer) -> None:
+    class Small(OsFile):
+        def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
+            if sum(map(len, parts)) > ROOM_SIZE:
+                super().write_at(parts[:1], offset)
+                raise OSError(errno.ENOSPC, "full")
+            return super().write_through(parts, offset)
+
+    class SmallDisk(OsDisk):
+        def open(
+            self, path: str, *, create: bool = False, exclusive: bool = False, writable: bool = True
+        ) -> OsFile:
+            plain = super().open(path, create=create, exclusive=exclusive, writable=writable)
+            assert plain.descriptor is not None
+            file = Small(os.dup(plain.descriptor))
+            plain.close()
+            return file
+
+    async with opened(tmp_path / "heads", disk=SmallDisk()) as logs:
+        await logs.claim(writer.claim(1))
+        await logs.append(writer.log, writer.record(1, 1))
+    async with opened(tmp_path / "heads") as logs:
+        assert logs.read(writer.log, None, 1000) == [writer.record(1, 1)]
+
+
+async def test_a_record_nobody_waits_for_is_told_about_once(logs: HeadLogs, writer: Writer) -> None:
+    await logs.claim(writer.claim(1))
+    kept: list[StorageError | None] = []
+    refused: list[StorageError | None] = []
+    back = logs.append_nowait(writer.log, writer.record(1, 1), kept.append)
+    logs.append_nowait(writer.log, writer.record(1, 1, b"another"), refused.append)
+    assert logs.append_nowait(writer.log, writer.record(1, 2), kept.append)(), "taken back in time"
+    assert not kept + refused
+    await logs.append(writer.log, writer.record(1, 1))
+    assert kept == [None]
+    assert [type(error) for error in refused] == [Conflict]
+    assert not back()
+    assert [record.sequence for record in logs.read(writer.log, None, 1000)] == [1]
+    with pytest.raises(Refused):
+        logs.append_nowait(writer.log, replace(writer.record(1, 3), signature=bytes(64)), kept.append)
+
+
 async def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, writer: Writer) -> None:
     disk = CountingDisk()
     async with opened(tmp_path / "heads", disk=disk) as logs:
@@ -380,11 +448,11 @@ async def test_everything_is_there_after_a_kill_and_a_torn_tail_is_cut(
         for sequence in range(4):
             await logs.append(writer.log, writer.record(7, sequence))
         await logs.trim(*writer.cut(7, 1))
-        size = (tmp_path / "heads/heads").stat().st_size
-        await logs.append(writer.log, writer.record(7, 4))
+        size = used_size(tmp_path / "heads/heads")
+        await logs.append(writer.log, writer.record(7, 4, b"the last"))
         shutil.copytree(tmp_path / "heads", tmp_path / "image")
     file = tmp_path / "image/heads"
-    whole = file.read_bytes()
+    whole = file.read_bytes()[: used_size(file)]
     for end, kept in ((len(whole), [1, 2, 3, 4]), (len(whole) - 1, [1, 2, 3]), (size + 5, [1, 2, 3])):
         file.write_bytes(whole[:end])
         async with opened(tmp_path / "image") as logs:
@@ -403,7 +471,7 @@ async def test_a_file_full_of_garbage_is_rewritten(tmp_path: Path, writer: Write
         for sequence in range(100):
             await logs.append(writer.log, writer.record(1, sequence, bytes(1000)))
             await logs.trim(*writer.cut(1, max(0, sequence - 2)))
-        assert (tmp_path / "heads/heads").stat().st_size < 30_000
+        assert (tmp_path / "heads/heads").stat().st_size < 30_000 + ROOM_SIZE
         assert [record.sequence for record in logs.read(writer.log, None, 10**6)] == [97, 98, 99]
     async with opened(tmp_path / "heads", config) as logs:
         assert [record.sequence for record in logs.read(writer.log, None, 10**6)] == [97, 98, 99]

@@ -16,6 +16,7 @@ import trio
 from storage.errors import Conflict
 from storage.host import OsDisk, SystemClock, SystemEntropy, ThreadOffload, lock_directory
 from storage.pages import PagePool
+from storage.ports import Brief
 
 
 def test_a_file_is_written_in_parts_and_read_back(tmp_path: Path) -> None:
@@ -180,3 +181,38 @@ def test_entropy_and_clock() -> None:
     assert len(SystemEntropy().token(32)) == 32
     assert SystemEntropy().token(16) != SystemEntropy().token(16)
     assert SystemClock().now_ns() > 1_700_000_000 * 10**9
+
+
+async def test_a_call_runs_in_the_loop_while_calls_like_it_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    offload, now = ThreadOffload(), [0.0]
+    monkeypatch.setattr("storage.host.threads.time.perf_counter", lambda: now[0])
+
+    def take(seconds: float) -> threading.Thread:
+        now[0] += seconds
+        return threading.current_thread()
+
+    async def is_here(kind: Brief, seconds: float) -> bool:
+        return await offload.run_brief(kind, take, seconds) is threading.current_thread()
+
+    # A disk that becomes slow: half of the calls remembered tell, and then they go to threads ...
+    assert [await is_here(Brief.SYNC, 0.02) for _ in range(10)] == [True] * 8 + [False] * 2
+    assert await is_here(Brief.READ, 0.0001), "reads are judged by reads"
+    # ... until it was quick there for a while.
+    assert [await is_here(Brief.SYNC, 0.001) for _ in range(16)].count(True) == 7
+    assert await is_here(Brief.SYNC, 0.001)
+    # One that hangs is told by one call, and forgotten after as many as are remembered.
+    assert await is_here(Brief.SYNC, 0.06)
+    assert [await is_here(Brief.SYNC, 0.001) for _ in range(17)] == [False] * 16 + [True]
+    with pytest.raises(ZeroDivisionError):
+        await offload.run_brief(Brief.READ, divmod, 1, 0)
+
+
+def test_what_is_in_memory_is_read_without_waiting(tmp_path: Path) -> None:
+    file = OsDisk().open(str(tmp_path / "f"), create=True)
+    assert file.write_through([b"abc", b"", b"def"], 4096) == 6
+    buffer = bytearray(8)
+    assert file.read_ready(memoryview(buffer)[:4], 4098) == 4
+    assert buffer[:4] == b"cdef"
+    assert file.read_ready(memoryview(buffer), 4098) == 4
+    assert file.read_ready(memoryview(buffer), 5000) == 0
+    file.close()

@@ -306,7 +306,7 @@ class ColdCache:
 async def test_cold_ranges_are_loaded_before_they_are_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Small ones through the page cache; large ones the direct way at first, and then to stay."""
+    """Small ones at once; large ones the direct way at first, and then to stay."""
     pack = make_pack(length=1_500_000)
     cache = ColdCache()
     monkeypatch.setattr(server_composition, "SystemPageCache", lambda: cache)
@@ -317,11 +317,11 @@ async def test_cold_ranges_are_loaded_before_they_are_sent(
         for start, length in [(1, 300_001), (300_002, 300_000), (len(share) - 5, 5)]:
             span = Span(pack.pack_id, 0, start, length)
             assert await read(client, span) == [share[start : start + length]]
-        assert cache.loaded == [(len(share) - 5, 5)]
+        assert cache.loaded == []
         for _ in range(2):
             assert await read(client, Span(pack.pack_id, 0, 0, 400_000)) == [share[:400_000]]
-        assert cache.loaded[1:] == [(0, 400_000)]
-        assert running.statistics.cold_reads == 4
+        assert cache.loaded == [(0, 400_000)]
+        assert 3 <= running.statistics.cold_reads <= 4  # the small one, if its page was dropped
 
 
 # Peers that do not keep to the protocol

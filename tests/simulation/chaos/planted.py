@@ -91,7 +91,13 @@ def acknowledge_before_fsync() -> Iterator[None]:
         with contextlib.suppress(StorageError):
             await settle(self, batch)
 
-    with mock.patch.object(GroupCommit, "_settle", early):
+    def never(self: GroupCommit[Any, Any], ticket: object) -> bool:
+        return False
+
+    with (
+        mock.patch.object(GroupCommit, "_settle", early),
+        mock.patch.object(GroupCommit, "_commit_alone", never),
+    ):
         yield
 
 
