@@ -20,8 +20,6 @@ from storage.version import __version__
 from storage.wire import messages as wire
 from storage.wire.heads import claim_of, entry_of, record_of, said_of
 
-COPIED_SIZE_MAX = 64 * 1024
-"""Answers up to this size are copied and leave with their header in one system call."""
 _READING: tuple[type[wire.Request], ...] = (
     wire.Readv,
     wire.Have,

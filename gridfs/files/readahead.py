@@ -143,7 +143,10 @@ class Readahead:
             # Failed, overwritten meanwhile, or not fetched ahead: the plain way answers, or says why not.
             return await self._direct(offset, end)
         parts = [self._serve(each, max(offset, each.start), min(end, each.end)) for each in covering]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if len(parts) == 1:
+            return parts[0]
+        self._prefetcher.reader.copied_bytes += end - offset
+        return b"".join(parts)
 
     def _through(self, window: _Window, end: int) -> list[_Window]:
         """The windows from `window` on that hold everything up to `end`; none if they do not."""

@@ -31,6 +31,8 @@ SegmentName = tuple[int, int, int]
 class ReaderConfig:
     segment_cache_bytes: int = 16 << 20
     """Opened segments that were wanted in part only."""
+    in_place: bool = True
+    """Whole segments are opened where they are wanted; else beside it and copied, to measure the cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,9 @@ class Reader:
         self._cache = SegmentCache(config.segment_cache_bytes)
         self._fetching: dict[SegmentName, trio.Event] = {}
         self._pack_refs: OrderedDict[int, tuple[PackRef, bytes, bool]] = OrderedDict()
+        self._in_place = config.in_place
+        self.copied_bytes = 0
+        """Bytes from the grid that were copied from one buffer of ours to another."""
 
     def forget(self) -> None:
         """The metadata are others now: what was kept of packs may be of others."""
@@ -95,6 +100,15 @@ class Reader:
 
         Raises the errors of `gridfs.grid.errors` where too few shares answer.
         """
+        if self._in_place:
+            await self._read_into(ino, start, out, traffic)
+        else:
+            beside = memoryview(bytearray(len(out)))
+            await self._read_into(ino, start, beside, traffic)
+            out[:] = beside
+            self.copied_bytes += len(out)
+
+    async def _read_into(self, ino: int, start: int, out: memoryview, traffic: Traffic) -> None:
         end = start + len(out)
         gaps = []
         position = start
@@ -196,6 +210,7 @@ class Reader:
             ready[name] = cached
         for part in parts:
             part.out[:] = memoryview(ready[part.name])[part.skip : part.skip + len(part.out)]
+            self.copied_bytes += len(part.out)
 
     def forget_pack(self, ref: int) -> None:
         """Its shares lie elsewhere from now on."""

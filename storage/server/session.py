@@ -20,7 +20,7 @@ from storage.putbody import PutBody
 from storage.readplan import ReadPlan
 from storage.server.admission import Guest
 from storage.server.config import ServerConfig, ServerStatistics
-from storage.service import COPIED_SIZE_MAX, Service
+from storage.service import Service
 from storage.transport.link import FrameReceiver, FrameSender, Outgoing
 from storage.wire import hello
 from storage.wire import messages as wire
@@ -218,8 +218,9 @@ class Session:
 
     def _send_plan(self, active: _Active, plan: ReadPlan) -> None:
         """Queue the answer; the plan is closed when it was sent."""
-        if plan.size <= COPIED_SIZE_MAX:
+        if plan.size <= self._config.copied_size_max:
             plan.copy()
+            self._statistics.bytes_copied += plan.size
         self._statistics.bytes_out += plan.size
         reply = wire.encode_reply(wire.ReadReply(None if plan.whole else plan.lengths))
 
