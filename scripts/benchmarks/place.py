@@ -25,6 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
 from tests.processes import TRACE, LocalGrid, MountedFileSystem, clean_up
 
 PIECE = 1 << 20
@@ -169,7 +171,9 @@ def drop_caches(grid: LocalGrid) -> None:
 
 
 def piece(seed: object, index: int, size: int = PIECE) -> bytes:
-    return hashlib.shake_128(f"{seed}/{index}".encode()).digest(size)
+    """Bytes that do not compress, made at several GB/s: an AES key stream."""
+    key = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(size))
 
 
 def write_file(path: Path, size: int, seed: object, *, sync: bool = False) -> str:
