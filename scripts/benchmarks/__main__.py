@@ -1,4 +1,4 @@
-"""scripts/bench NAME ...|all [--quick] [--out DIR] [--work DIR] [--transport unix|tls] [--no-plots]
+"""scripts/bench NAME ...|all [--quick] [--out DIR] [--work DIR] [--transport unix|tls]
 
 Runs the project's benchmarks, prints what was found as tables, and with --out writes results.json and plots
 (SVG) to DIR. Each makes its own grids and mounts, below a temporary directory or one in --work, and takes
@@ -52,10 +52,10 @@ def run(name: str, bench: Bench) -> Result:
     return result
 
 
-def write(results: list[Result], settings: dict[str, object], out: Path, *, plots: bool) -> None:
+def write(results: list[Result], settings: dict[str, object], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(as_json(settings, results))
-    if plots:
+    if plot.is_possible():
         for each in results:
             for curve in each.plots:
                 plot.draw(curve, out)
@@ -73,15 +73,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results.json and plots go")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where grids are made for a while")
     parser.add_argument("--transport", choices=("unix", "tls"), default="unix")
-    parser.add_argument("--no-plots", action="store_true")
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing is left behind then, either
     os.umask(0o077)
     work = None if chosen.work is None else chosen.work.resolve()
     bench = Bench(chosen.quick, chosen.transport, work)
-    plots = chosen.out is not None and not chosen.no_plots
-    if plots and not plot.is_possible():
-        parser.error("plots need matplotlib: pip install '.[bench]', or --no-plots")
+    if chosen.out is not None and not plot.is_possible():
+        print("There will be no plots: those need matplotlib (pip install '.[bench]').")
     names = NAMES if "all" in chosen.names else chosen.names
     settings = configuration({"quick": bench.quick, "transport": bench.transport})
     print("\n".join(f"{name}: {value}" for name, value in settings.items()), flush=True)
@@ -97,7 +95,7 @@ def main() -> int:
             continue
         print(f"\n{results[-1].as_text()}", flush=True)
         if chosen.out is not None:
-            write(results, settings, chosen.out, plots=plots)
+            write(results, settings, chosen.out)
     return 1 if failed else 0
 
 

@@ -9,7 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.benchmarks.machine import measured
-from scripts.benchmarks.place import MB, PIECE, Bench, Place, check_file, cold, drain, server_pids, write_file
+from scripts.benchmarks.place import (
+    MB,
+    PIECE,
+    Bench,
+    Place,
+    check_file,
+    cold,
+    drain,
+    server_pids,
+    status,
+    write_file,
+)
 from scripts.benchmarks.report import Bound, Result, Table
 from tests.processes import MountedFileSystem
 
@@ -20,7 +31,7 @@ NAME = "bench"
 
 def sent(mounted: MountedFileSystem) -> int:
     """Share bytes sent to all servers since the mount, those of journals and checkpoints too."""
-    servers: list[dict[str, Any]] = mounted.status()["servers"]
+    servers: list[dict[str, Any]] = status(mounted)["servers"]
     return sum(server["bytes_out"] for server in servers)
 
 

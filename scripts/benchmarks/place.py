@@ -18,7 +18,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,13 @@ from typing import Any
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from gridfs.control import client as control
+from gridfs.host.home import Home
 from tests.processes import TRACE, LocalGrid, MountedFileSystem, clean_up
 
 PIECE = 1 << 20
 DRAIN_SECONDS_MAX = 3600.0
+"""Without any progress told."""
 MB = 1_000_000
 
 
@@ -142,15 +144,18 @@ def cold(mounted: MountedFileSystem, *options: str) -> None:
 
 def drain(mounted: MountedFileSystem) -> None:
     """Wait until everything is in the grid, however long that takes."""
-    deadline = time.monotonic() + DRAIN_SECONDS_MAX
-    while True:
-        found = mounted.status()
-        if not found["dirty_bytes"] and not found["in_flight_bytes"]:
-            break
-        if time.monotonic() > deadline:
-            raise TimeoutError("the upload does not end")
-        time.sleep(0.05)
-    mounted.sync()
+    *_, last = control.ask(_home(mounted), "sync", timeout_s=DRAIN_SECONDS_MAX)
+    if "ok" not in last:
+        raise RuntimeError(f"the upload does not end well: {last}")
+
+
+def status(mounted: MountedFileSystem) -> dict[str, Any]:
+    """`gridfs status --json`, without the start of a program."""
+    return control.status(_home(mounted))
+
+
+def _home(mounted: MountedFileSystem) -> Home:
+    return Home(mounted.home / mounted.name)
 
 
 def drop_caches(grid: LocalGrid) -> None:

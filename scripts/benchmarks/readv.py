@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchmarks.machine import measured
-from scripts.benchmarks.place import MB, Bench, Place, check_file, cold, server_pids, write_file
+from scripts.benchmarks.place import MB, Bench, Place, check_file, cold, server_pids, status, write_file
 from scripts.benchmarks.report import Bound, Plot, Result, Table
 from tests.processes import LocalGrid, MountedFileSystem
 
@@ -42,7 +42,7 @@ class Read:
 
 
 def counters(mounted: MountedFileSystem) -> dict[str, tuple[int, int]]:
-    servers: list[dict[str, Any]] = mounted.status()["servers"]
+    servers: list[dict[str, Any]] = status(mounted)["servers"]
     return {each["name"]: (each["requests"].get("readv", 0), each["bytes_in"]) for each in servers}
 
 

@@ -50,7 +50,7 @@ class Bound:
 
     @property
     def is_met(self) -> bool:
-        return self.found <= self.limit if self.is_maximum else self.found >= self.limit
+        return bool(self.found <= self.limit if self.is_maximum else self.found >= self.limit)
 
     def as_text(self) -> str:
         word = "at most" if self.is_maximum else "at least"

@@ -87,7 +87,7 @@ def unsynced(count: int, size: int) -> Callable[[World, Parts], Awaitable[float]
 
 
 def in_virtual_time(bench: Bench, result: Result) -> None:
-    counts: tuple[int, ...] = bench.choose((1, 100), (1, 100, 1000))
+    counts: tuple[int, ...] = bench.choose((1, 300), (1, 100, 1000))
     files = result.table(
         f"virtual time: files of {SIZE} B, a file",
         *("round trip ms", "files", "durable ms", "durable round trips"),

@@ -66,7 +66,7 @@ async def put_all(access: Access, wanted: list[SharePut], at_once: int) -> tuple
 
 
 def run(bench: Bench) -> Result:
-    rounds, count = bench.choose((3, 1000), (9, 4000))
+    rounds, count = bench.choose((3, 400), (9, 4000))
     result = Result(
         "",
         "",

@@ -14,7 +14,7 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from scripts.benchmarks.report import Bound, Result
 from scripts.benchmarks.virtual import on_a_grid
 from storage.server import ServerStatistics
 from tests.processes import LocalGrid, MountedFileSystem
-from tests.simulation.filesystem import Servers, Shell
+from tests.simulation.filesystem import OPTIONS, Servers, Shell
 from tests.simulation.machine import World
 from tests.simulation.pipe import Link
 
@@ -84,8 +84,8 @@ def places(pattern: Pattern) -> list[int]:
     return random.Random(size).sample(every[1:], RANDOM_READS) if is_random else every
 
 
-def copies() -> dict[str, Copies]:
-    """Of each pattern, on a mount of its own."""
+def copies(measure: str = "") -> dict[str, Copies]:
+    """Of each pattern, on a mount of its own; `measure`: the mount option of that name."""
     content = b"".join(piece("copies", index) for index in range(COUNTED_BYTES >> 20))
     servers: list[ServerStatistics] = []
 
@@ -118,7 +118,7 @@ def copies() -> dict[str, Copies]:
         return work
 
     works = [write, *map(read, PATTERNS.values())]
-    found = on_a_grid(Link(), *works, prepared=prepared)[1:]
+    found = on_a_grid(Link(), *works, options=replace(OPTIONS, measure=measure), prepared=prepared)[1:]
     return dict(zip(PATTERNS, found, strict=True))
 
 
@@ -180,7 +180,7 @@ def fio(directory: Path, size: int) -> float:
         raise RuntimeError(f"fio failed: {done.stderr.strip() or done.stdout.strip()}")
     jobs: list[dict[str, Any]] = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
     seconds = max(job["read"]["runtime"] for job in jobs) / 1e3
-    return sum(job["read"]["io_bytes"] for job in jobs) / MB / seconds
+    return float(sum(job["read"]["io_bytes"] for job in jobs) / MB / seconds)
 
 
 def restart(grid: LocalGrid, serve: tuple[str, ...]) -> None:
@@ -204,7 +204,7 @@ def deviation(values: list[float]) -> float | None:
 
 def run(bench: Bench) -> Result:
     size: int = bench.choose(64 << 20, 512 << 20)
-    rounds: int = bench.choose(3, 10)
+    rounds: int = bench.choose(2, 10)
     ways: tuple[Way, ...] = bench.choose((WAYS[0], WAYS[3]), WAYS)
     settings = {"k": 4, "n": 6, "happy": 5, "files": f"{FILES} of {size >> 20} MiB", "runs": rounds}
     result = Result("", "", settings | {"transport": bench.transport})
@@ -240,7 +240,7 @@ def run(bench: Bench) -> Result:
         f"fio, O_DIRECT, {BLOCK >> 10} KiB, depths {', '.join(map(str, DEPTHS))}: means of the runs",
         *("copies", "MB/s", "deviation", "client CPU s/GB", "deviation of that", "server CPU s/GB"),
     )
-    for name, each in found.items():
-        means = [statistics.mean(values) for values in (each.mb_s, each.client_cpu, each.server_cpu)]
-        cost.add(name, means[0], deviation(each.mb_s), means[1], deviation(each.client_cpu), means[2])
+    for name, runs in found.items():
+        means = [statistics.mean(values) for values in (runs.mb_s, runs.client_cpu, runs.server_cpu)]
+        cost.add(name, means[0], deviation(runs.mb_s), means[1], deviation(runs.client_cpu), means[2])
     return result
