@@ -56,7 +56,7 @@ class Line:
     @property
     def file_bytes(self) -> int:
         """So much that slow start and the growth of windows are over in the first half."""
-        seconds = 1 + 25 * self.round_trip_s
+        seconds = 1 + 18 * self.round_trip_s
         return max(16, math.ceil(self.bytes_per_s * seconds / PIECE)) * PIECE
 
 
