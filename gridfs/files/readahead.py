@@ -93,11 +93,11 @@ class Prefetcher:
     def size_after(self, size: int) -> int:
         """Bytes of the window that follows one of `size` bytes."""
         config = self.config
-        size = min(2 * size, config.window_bytes_max)
-        if self._bytes_per_s * config.window_s_max < size:
-            size = int(self._bytes_per_s * config.window_s_max)
+        size, coming = min(2 * size, config.window_bytes_max), self._bytes_per_s * config.window_s_max
+        if coming >= size:
+            return size
         least = config.window_bytes_least
-        return max(least, size // least * least)
+        return max(least, int(coming) // least * least)
 
     def finish(self, window: _Window) -> None:
         """The handle lets go of a window; its memory is free once no reply uses it.

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from blake3 import blake3
 
 from gridfs.grid import placement
 from gridfs.grid.roster import parse_roster
-from scripts.benchmarks.machine import resident_bytes
+from scripts.benchmarks.machine import Used, measured, resident_bytes
 from scripts.benchmarks.many_servers import ManyServers
 from scripts.benchmarks.place import MB, Bench, Place, check_file, cold, drain, server_pids, write_file
 from scripts.benchmarks.report import Bound, Result, Table
-from tests.processes import LocalGrid, MountedFileSystem
+from tests.processes import LocalGrid
 
 QUESTION = "what do hundreds of servers cost, and how do ten thousand share the packs?"
 
@@ -38,10 +38,9 @@ MOVED_MAX = 2.1
 """Times what must move: a server that goes takes weight from its domain, which moves as much again."""
 
 
-def seconds(work: Callable[[], object]) -> float:
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
+def stopwatch() -> AbstractContextManager[Used]:
+    """Its `seconds` are known when the block is left."""
+    return measured((), ())
 
 
 # ---- real servers -----------------------------------------------------------------------------------
@@ -60,31 +59,25 @@ class Measurement:
 
     def measure(self, name: str, grid: LocalGrid, servers: Path, start_s: float, resident: float) -> None:
         for k, n in self._codes:
-            made: list[MountedFileSystem] = []
-
-            def create(k: int = k, n: int = n, made: list[MountedFileSystem] = made) -> None:
-                made.append(self.place.file_system(grid, k, n, servers_file=servers, mount=False))
-
-            create_s = seconds(create)
-            (mounted,) = made
-            offline_s = seconds(mounted.status)
-            mount_s = seconds(mounted.mount)
-            status_s = seconds(mounted.status)
-            digests: list[str] = []
-
-            def upload(mounted: MountedFileSystem = mounted, digests: list[str] = digests) -> None:
-                digests.append(write_file(mounted.path / "large", self._size, "scale"))
+            with stopwatch() as create:
+                mounted = self.place.file_system(grid, k, n, servers_file=servers, mount=False)
+            with stopwatch() as offline:
+                mounted.status()
+            with stopwatch() as mount:
+                mounted.mount()
+            with stopwatch() as status:
+                mounted.status()
+            with stopwatch() as upload:
+                digest = write_file(mounted.path / "large", self._size, "scale")
                 drain(mounted)
-
-            upload_s = seconds(upload)
             cold(mounted)
-            read_s = seconds(lambda: check_file(mounted.path / "large", digests[0]))  # noqa: B023
+            with stopwatch() as read:
+                check_file(mounted.path / "large", digest)
             daemon = max(map(resident_bytes, mounted.daemon_pids()))
             mounted.umount()
-            self._table.add(
-                *(name, k, n, start_s, resident / 2**20, create_s, mount_s, status_s, offline_s),
-                *(self._size / MB / upload_s, self._size / MB / read_s, daemon / 2**20),
-            )
+            times = (each.seconds for each in (create, mount, status, offline))
+            rates = (self._size / MB / each.seconds for each in (upload, read))
+            self._table.add(name, k, n, start_s, resident / 2**20, *times, *rates, daemon / 2**20)
 
 
 def real_servers(bench: Bench, result: Result) -> None:
@@ -99,12 +92,11 @@ def real_servers(bench: Bench, result: Result) -> None:
             measurement.measure(name, LocalGrid(directory), many.servers_file, start_s, resident)
     with Place(bench) as place:
         measurement.place = place
-        began = time.monotonic()
-        grid = place.grid(PROCESSES)
-        start_s = time.monotonic() - began
+        with stopwatch() as start:
+            grid = place.grid(PROCESSES)
         pids = server_pids(grid)
         resident = sum(map(resident_bytes, pids)) / len(pids)
-        measurement.measure(f"{PROCESSES} processes", grid, grid.servers_file, start_s, resident)
+        measurement.measure(f"{PROCESSES} processes", grid, grid.servers_file, start.seconds, resident)
         product_placement(bench, grid.servers_file, result)
 
 
