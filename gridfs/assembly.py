@@ -44,7 +44,7 @@ from gridfs.files.stamps import Stamps
 from gridfs.files.trees import Trees, TreesConfig
 from gridfs.files.writer import Writer, WriterConfig
 from gridfs.grid.capacity import Capacity, CapacityConfig
-from gridfs.grid.downloader import Downloader
+from gridfs.grid.downloader import Downloader, DownloaderConfig
 from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.roster import Roster
 from gridfs.grid.uploader import Uploader
@@ -77,6 +77,8 @@ class MountOptions:
     """POSIX access control lists."""
     own_init: bool = True
     """Agree with the kernel ourselves on what it asks; else libfuse does."""
+    measure: str = ""
+    """For measurements only. "single": a request for each range; "copying": reads through one more buffer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ async def open_filesystem(
     """
     async with (
         connected(machine, roster) as clients,
-        reach(config, roster, head_keys(config, keys, former), clients) as grid,
+        reach(config, roster, head_keys(config, keys, former), clients, _reading(options)) as grid,
         run_filesystem(machine, config, grid, database, spool_directory, options) as parts,
     ):
         yield parts
@@ -190,7 +192,7 @@ async def follow_filesystem(
     options = replace(options, read_only=True, atime=False)
     async with (
         connected(machine, roster) as clients,
-        reach(config, roster, head_keys(config, keys), clients) as grid,
+        reach(config, roster, head_keys(config, keys), clients, _reading(options)) as grid,
     ):
         clear_scratch(machine.disk, spool_directory)
         sealer = LocalSealer(keys.local_key, machine.entropy)
@@ -283,12 +285,20 @@ async def connected(machine: Machine, roster: Roster) -> AsyncIterator[dict[byte
         nursery.cancel_scope.cancel()
 
 
+def _reading(options: MountOptions) -> DownloaderConfig:
+    return DownloaderConfig(spans_max=1) if options.measure == "single" else DownloaderConfig()
+
+
 @asynccontextmanager
 async def reach(
-    config: Config, roster: Roster, keys: HeadKeys, clients: dict[bytes, StorageClient]
+    config: Config,
+    roster: Roster,
+    keys: HeadKeys,
+    clients: dict[bytes, StorageClient],
+    reading: DownloaderConfig | None = None,
 ) -> AsyncIterator[Grid]:
     """One file system's way to its servers, while the block runs. `clients` must be running."""
-    downloader = Downloader(clients, roster)
+    downloader = Downloader(clients, roster, reading)
     uploader = Uploader(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server
     )
@@ -374,7 +384,8 @@ def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, 
         config.shares_per_server,
         config.recovery_public,
     )
-    reader = Reader(log.metadata, dirty, log.spool, downloader, ReaderConfig())
+    reading = ReaderConfig(in_place=options.measure != "copying")
+    reader = Reader(log.metadata, dirty, log.spool, downloader, reading)
     prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 3))
     stamps = Stamps(machine.clock)
     contents_config = ContentsConfig(room_timeout_s=options.grid_timeout_s)

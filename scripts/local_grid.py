@@ -1,10 +1,11 @@
 """A grid of storage servers on this machine: started, stopped and listed. Run by scripts/local-grid.
 
-    scripts/local-grid up DIR [--servers N] [--transport unix|tls]
+    scripts/local-grid up DIR [--servers N] [--transport unix|tls] [--serve=OPTION ...]
     scripts/local-grid down DIR
     scripts/local-grid status DIR
 
 `up` starts what does not run, adds servers up to N (6 the first time) and returns when all listen.
+What it starts gets each OPTION as a word of `gridfs-storage serve`: --serve=--sync=none, for example.
 Servers once made stay, at the address they were made with, since file systems remember it. In DIR:
 
     servers     one access line per server, with secrets: the servers FILE of `gridfs create`
@@ -116,6 +117,7 @@ def main() -> int:
         if verb == "up":
             command.add_argument("--servers", metavar="N", type=int)
             command.add_argument("--transport", choices=("unix", "tls"))
+            command.add_argument("--serve", metavar="OPTION", action="append", default=[])
     options = parser.parse_args()
     if options.verb == "up" and options.servers is not None and not 1 <= options.servers <= SERVERS_MAX:
         parser.error(f"--servers must be from 1 to {SERVERS_MAX}")
@@ -123,7 +125,7 @@ def main() -> int:
     os.umask(0o077)
     try:
         if options.verb == "up":
-            return up(grid, options.servers, options.transport)
+            return up(grid, options.servers, options.transport, options.serve)
         return down(grid) if options.verb == "down" else status(grid)
     except GridFailure as failure:
         print(f"local-grid: {failure}", file=sys.stderr)
@@ -137,7 +139,7 @@ def main() -> int:
 # ---- up ---------------------------------------------------------------------------------------------
 
 
-def up(grid: Path, count: int | None, transport: str | None) -> int:
+def up(grid: Path, count: int | None, transport: str | None, serve: list[str]) -> int:
     """Start what does not run; see the module's text."""
     grid.mkdir(parents=True, exist_ok=True)
     with locked(grid):
@@ -151,7 +153,9 @@ def up(grid: Path, count: int | None, transport: str | None) -> int:
             print(f"{grid} is too long for Unix sockets: they are in {sockets}")
         # A starting server takes a processor for a while: more at once would only wait in memory.
         with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1) + 2) as pool:
-            outcomes = list(pool.map(lambda server: bring_up(server, sockets, transport or "unix"), servers))
+            outcomes = list(
+                pool.map(lambda server: bring_up(server, sockets, transport or "unix", serve), servers)
+            )
         write_servers_file(grid)
         failures = [outcome for outcome in outcomes if isinstance(outcome, str)]
         for failure in failures:
@@ -161,13 +165,13 @@ def up(grid: Path, count: int | None, transport: str | None) -> int:
         return 1 if failures else 0
 
 
-def bring_up(server: Server, sockets: Path, transport: str) -> bool | str:
+def bring_up(server: Server, sockets: Path, transport: str, serve: list[str]) -> bool | str:
     """Do what is missing of one server: True if it was started, or what went wrong, in words."""
     try:
         is_new = not server.directory.exists()
         was_running = server.is_running()
         if not was_running:
-            start(server, listen_address(server, sockets, transport))
+            start(server, listen_address(server, sockets, transport), serve)
         if is_new or not server.file("access").exists():
             save_access(server)
     except (GridFailure, OSError, StorageError) as error:
@@ -175,7 +179,7 @@ def bring_up(server: Server, sockets: Path, transport: str) -> bool | str:
     return not was_running
 
 
-def start(server: Server, listen: str) -> None:
+def start(server: Server, listen: str, serve: list[str]) -> None:
     """Start the process and wait until it has printed its URL, which it does when it listens."""
     log = server.file("log")
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
@@ -184,7 +188,7 @@ def start(server: Server, listen: str) -> None:
     with log.open("ab") as errors, url.open("wb") as output:
         said_before = errors.tell()
         process = subprocess.Popen(
-            server.command("serve", "--listen", listen),
+            server.command("serve", "--listen", listen, *serve),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=errors,

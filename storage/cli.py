@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -76,14 +77,21 @@ def serve(
     capacity: Annotated[
         str | None, typer.Option(metavar="BYTES", help="Bytes that shares may take (K, M, G and T work).")
     ] = None,
+    copying: Annotated[
+        bool,
+        typer.Option("--copying", help="Copy every answer before it is sent, to measure what that costs."),
+    ] = False,
 ) -> None:
     """Serve DIR until SIGTERM or SIGINT. Prints the server's public URL as soon as it listens."""
     from storage.host import lock_directory
     from storage.server import ServerConfig
+    from storage.wire.messages import READV_SIZE_MAX
     from storage.wire.url import parse_listen
 
     size = None if capacity is None else _parse_size(capacity)
     config = ServerConfig(sync_policy=_parse_sync(sync), capacity_bytes=size)
+    if copying:
+        config = replace(config, copied_size_max=READV_SIZE_MAX)
     with _usage():
         address = _make_absolute(parse_listen(listen))
     directory = os.path.abspath(directory)

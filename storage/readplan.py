@@ -138,8 +138,12 @@ class _Copy:
 class ColdReads:
     """Brings into memory what a plan still has on the disk."""
 
-    def __init__(self, page_cache: PageCache, offload: Offload) -> None:
+    def __init__(
+        self, page_cache: PageCache, offload: Offload, copied_size_max: int = COPIED_SIZE_MAX
+    ) -> None:
+        """`copied_size_max`: bytes of an answer that is small."""
         self._page_cache = page_cache
+        self._copied_size_max = copied_size_max
         self._offload = offload
         self._direct_bytes = 0
         self._read_up_to: WeakKeyDictionary[File, int] = WeakKeyDictionary()
@@ -147,7 +151,7 @@ class ColdReads:
     def prepare(self, plan: ReadPlan) -> Loading | None:
         """Make a plan ready to be sent. Where the disk would hold up the loop, returns what is to be awaited
         first. Small answers are copied, to leave with their header in one system call. Raises OSError."""
-        if plan.size <= COPIED_SIZE_MAX:
+        if plan.size <= self._copied_size_max:
             copy = _Copy(plan)
             if copy.missing:
                 plan.is_cold = True

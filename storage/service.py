@@ -15,7 +15,7 @@ from storage.identity import Account
 from storage.pages import PagePool
 from storage.ports import Offload
 from storage.putbody import PutBody
-from storage.readplan import ColdReads, Loading, PageCache, ReadPlan
+from storage.readplan import COPIED_SIZE_MAX, ColdReads, Loading, PageCache, ReadPlan
 from storage.version import __version__
 from storage.wire import messages as wire
 from storage.wire.heads import claim_of, entry_of, record_of, said_of
@@ -42,11 +42,12 @@ class Service:
         page_cache: PageCache,
         pages: PagePool,
         sync_policy: SyncPolicy,
+        copied_size_max: int = COPIED_SIZE_MAX,
     ) -> None:
         self._backend = backend
         self._heads = heads
         self._pages = pages
-        self._cold = ColdReads(page_cache, offload)
+        self._cold = ColdReads(page_cache, offload, copied_size_max)
         self._sync_policy = sync_policy
 
     def check_rights(self, account: Account, request: wire.AnyRequest) -> None:

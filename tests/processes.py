@@ -95,10 +95,13 @@ class LocalGrid:
         """The servers FILE of `gridfs create`."""
         return self.directory / "servers"
 
-    def up(self, servers: int | None = None, transport: str | None = None) -> None:
-        """Start what is missing: all, at first; later those that were killed."""
+    def up(
+        self, servers: int | None = None, transport: str | None = None, serve: tuple[str, ...] = ()
+    ) -> None:
+        """Start what is missing: all, at first; later those that were killed. `serve`: options of theirs."""
         options = [] if servers is None else ["--servers", str(servers)]
         options += [] if transport is None else ["--transport", transport]
+        options += [f"--serve={option}" for option in serve]
         self._script("up", *options)
 
     def down(self) -> None:

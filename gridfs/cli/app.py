@@ -128,7 +128,8 @@ def mount(
         typer.Option(
             "-o",
             help="ro, takeover, fsync=grid|spool, allow_other, attr_timeout=S, grid_timeout=S, memory=BYTES, "
-            "spool=BYTES, noatime, noacl, init=own|libfuse; comma separated.",
+            "spool=BYTES, noatime, noacl, init=own|libfuse; comma separated. To measure what they cost: "
+            "measure=single (a request for each range), measure=copying (reads through one more buffer).",
         ),
     ] = None,
 ) -> None:

@@ -87,6 +87,8 @@ def parse_options(text: str) -> MountOptions:
                 values["atime"] = name == "relatime"
             case "acl" | "noacl":
                 values["acl"] = name == "acl"
+            case "measure" if value in ("single", "copying"):
+                values["measure"] = value
             case "init" if value in ("own", "libfuse"):
                 values["own_init"] = value == "own"
             case "attr_timeout" | "grid_timeout":

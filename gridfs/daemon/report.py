@@ -53,7 +53,7 @@ def mount_report(parts: Parts, request: MountRequest, *, mounted: bool) -> dict[
         "operations": parts.log.number,
         "operations_shipped": parts.journal.up_to,
         "readv": _slots(reads.requests),
-        "reads": _slots(reads.reads),
+        "reads": _slots(reads.reads) | {"copied_bytes": parts.prefetcher.reader.copied_bytes},
         "hedging": _slots(reads.hedging),
         "uploads": _slots(uploads),
         "debts": _slots(parts.debts.statistics),

@@ -1,14 +1,16 @@
 """Read-ahead: windows of a file that a sequential reader will want next, fetched before it asks.
 
 A handle that reads on from where it stopped gets windows that double up to `window_bytes_max`, one
-being read and one on its way; a handle that jumps gets just what it asks for. Each window is one fetch,
-so each server sees one readv for it, and its buffer is handed to the kernel without another copy.
+being read and one on its way, or two where servers are far; a handle that jumps gets just what it asks
+for. Each window is one fetch, so each server sees one readv for it, and its buffer is handed to the
+kernel without another copy. A reader waits for whole windows: over a slow line they stay small.
 
 All windows of a mount share one byte budget; past it, reads go on without read-ahead.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import trio
@@ -22,7 +24,13 @@ from storage.ports import Buffer
 class ReadaheadConfig:
     window_bytes_min: int = 1 << 20
     window_bytes_max: int = 8 << 20
-    """Enough for twice bandwidth times delay on one machine or in one building."""
+    """Two on their way are twice bandwidth times delay at 100 MB/s and 80 ms."""
+    window_s_max: float = 2.0
+    """No window is larger than what comes in this time: readers wait for whole windows."""
+    window_bytes_least: int = 128 << 10
+    """However slow the line is."""
+    far_s: float = 0.08
+    """Where no largest window came sooner of late, two are kept on their way."""
     budget_bytes: int = 48 << 20
     """All windows of all handles."""
     near_bytes: int = 4 << 20
@@ -49,6 +57,10 @@ class Prefetcher:
         self.reader = reader
         self.config = config
         self.bytes = 0
+        self._times: deque[float] = deque(maxlen=8)
+        """Seconds that the last largest windows took."""
+        self._bytes_per_s = float("inf")
+        """At which the last window came."""
         self._used: list[bytearray] = []
         """Buffers of full windows that were let go: taken again once no reply refers to them."""
         self._send, self._receive = trio.open_memory_channel[tuple[int, _Window]](256)
@@ -72,6 +84,20 @@ class Prefetcher:
             return None
         self.bytes += size
         return window
+
+    @property
+    def windows_ahead(self) -> int:
+        """To be kept on their way for each handle."""
+        return 2 if len(self._times) > 1 and min(self._times) >= self.config.far_s else 1
+
+    def size_after(self, size: int) -> int:
+        """Bytes of the window that follows one of `size` bytes."""
+        config = self.config
+        size, coming = min(2 * size, config.window_bytes_max), self._bytes_per_s * config.window_s_max
+        if coming >= size:
+            return size
+        least = config.window_bytes_least
+        return max(least, int(coming) // least * least)
 
     def finish(self, window: _Window) -> None:
         """The handle lets go of a window; its memory is free once no reply uses it.
@@ -103,12 +129,19 @@ class Prefetcher:
     async def _fetch(self, ino: int, window: _Window) -> None:
         buffer = window.buffer
         if buffer is not None:
+            began = trio.current_time()
             with window.fetching:
                 try:
                     await self.reader.read_into(ino, window.start, memoryview(buffer), window.traffic)
+                    self._came(len(buffer), trio.current_time() - began)
                 except Exception as error:  # told to whoever waits for the window
                     window.error = error
         window.ready.set()
+
+    def _came(self, size: int, seconds: float) -> None:
+        self._bytes_per_s = size / seconds if seconds else float("inf")
+        if size == self.config.window_bytes_max:
+            self._times.append(seconds)
 
 
 class Readahead:
@@ -147,7 +180,10 @@ class Readahead:
             # Failed, overwritten meanwhile, or not fetched ahead: the plain way answers, or says why not.
             return await self._direct(offset, end)
         parts = [self._serve(each, max(offset, each.start), min(end, each.end)) for each in covering]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if len(parts) == 1:
+            return parts[0]
+        self._prefetcher.reader.copied_bytes += end - offset
+        return b"".join(parts)
 
     def _through(self, window: _Window, end: int) -> list[_Window]:
         """The windows from `window` on that hold everything up to `end`; none if they do not."""
@@ -202,15 +238,15 @@ class Readahead:
             self._windows.append(window)
 
     def _extend(self, offset: int, end: int, size: int) -> None:
-        """Keep a window's length of data ahead of the reader."""
+        """Keep a window's length of data ahead of the reader, or two."""
         for window in list(self._windows):
             if window.end + self._config.near_bytes < offset:
                 self._drop(window)
         while self._windows:
             ahead = self._windows[-1].end
-            if ahead >= size or ahead - end >= self._step:
+            if ahead >= size or ahead - end >= self._step * self._prefetcher.windows_ahead:
                 return
-            self._step = min(2 * self._step, self._config.window_bytes_max)
+            self._step = self._prefetcher.size_after(self._step)
             stop = min(size, ahead + self._step)
             further = self._prefetcher.begin(self._ino, ahead, stop, Traffic.PREFETCH)
             if further is None:

@@ -31,6 +31,8 @@ SegmentName = tuple[int, int, int]
 class ReaderConfig:
     segment_cache_bytes: int = 16 << 20
     """Opened segments that were wanted in part only."""
+    in_place: bool = True
+    """Whole segments are opened where they are wanted; else beside it and copied, to measure the cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,9 @@ class Reader:
         self._cache = SegmentCache(config.segment_cache_bytes)
         self._fetching: dict[SegmentName, trio.Event] = {}
         self._pack_refs: OrderedDict[int, tuple[PackRef, bytes, bool]] = OrderedDict()
+        self._in_place = config.in_place
+        self.copied_bytes = 0
+        """Bytes from the grid that were copied from one buffer of ours to another."""
 
     def forget(self) -> None:
         """The metadata are others now: what was kept of packs may be of others."""
@@ -113,6 +118,17 @@ class Reader:
         began, and nothing of a file with bytes that are in no pack yet.
         Raises the errors of `gridfs.grid.errors` where too few shares answer.
         """
+        if self._in_place:
+            await self._read_into(ino, start, out, traffic, opened)
+        else:
+            beside = memoryview(bytearray(len(out)))
+            await self._read_into(ino, start, beside, traffic, opened)
+            out[:] = beside
+            self.copied_bytes += len(out)
+
+    async def _read_into(
+        self, ino: int, start: int, out: memoryview, traffic: Traffic, opened: list[Opened] | None
+    ) -> None:
         end = start + len(out)
         gaps = []
         position = start
@@ -218,6 +234,7 @@ class Reader:
         for part in parts:
             data = memoryview(ready[part.name])
             part.out[:] = data[part.skip : part.skip + len(part.out)]
+            self.copied_bytes += len(part.out)
             if opened is not None and part.name in mine and part.high - part.low > len(part.out):
                 opened.append(Opened(part.start + part.low, data[part.low : part.high]))
 

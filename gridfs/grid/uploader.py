@@ -36,6 +36,12 @@ UPLOAD_HEALTH = HealthConfig(
 have room for a slow disk."""
 
 
+LARGE_BYTES = 256 << 10
+"""Puts from this size on tell how fast our line is."""
+PATIENCE_MAX = 8.0
+"""Puts are waited for so many times as long as usual at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class UploaderConfig:
     tail_s: float = 2.0
@@ -104,6 +110,11 @@ class Uploader:
         self._config = config or UploaderConfig()
         self._health = HealthBook(self._config.health)
         self._outstanding: dict[ServerId, int] = {}
+        self._patience = 1.0
+        """So many times as long as usual puts are waited for. It grows where no server at all answers in
+        time: our own line is slow then, and else the same bytes would be sent for ever."""
+        self._heard_at = 0.0
+        """When a large put was answered last, or patience grew."""
         self._statistics = UploaderStatistics()
 
     def statistics(self) -> UploaderStatistics:
@@ -231,7 +242,7 @@ class Uploader:
         size = sum(flight.geometry.share_size(number) for number in numbers)
         ahead = self._outstanding.get(server_id, 0)
         self._outstanding[server_id] = ahead + size
-        deadline_s = self._health.deadline_s(server_id, ahead + size)
+        deadline_s = self._health.deadline_s(server_id, ahead + size) * self._patience
         return _Put(server_id, numbers, size, ahead, now, now + deadline_s)
 
     async def _put(self, flight: _Flight, put: _Put) -> str | None:
@@ -242,7 +253,7 @@ class Uploader:
             if client is None:
                 return "there is no connection to it"
             limit_s = self._health.limit_s(put.ahead + put.size)
-            with trio.move_on_after(limit_s) as scope:
+            with trio.move_on_after(limit_s * self._patience) as scope:
                 await self._send(client, flight, put.numbers)
         except StorageError as error:
             self._health.failed(put.server_id, trio.current_time())
@@ -252,7 +263,11 @@ class Uploader:
         now = trio.current_time()
         if scope.cancelled_caught:
             self._health.overdue(put.server_id, now)
+            if self._heard_at < put.sent_at:
+                self._heard_at, self._patience = now, min(PATIENCE_MAX, 2 * self._patience)
             return "it did not answer in time"
+        if put.size >= LARGE_BYTES:
+            self._heard_at, self._patience = now, max(1.0, 2 * (now - put.sent_at) / limit_s)
         self._health.answered(put.server_id, put.ahead + put.size, now - put.sent_at, in_time=now <= late_at)
         self._statistics.bytes += put.size
         return None

@@ -60,7 +60,15 @@ async def run_server(
     )
     heads = HeadLogs(machine.disk, machine.offload, os.path.join(directory, HEADS_DIRECTORY))
     pages = PagePool(config.kept_memory_bytes)
-    service = Service(backend, heads, machine.offload, SystemPageCache(), pages, config.sync_policy)
+    service = Service(
+        backend,
+        heads,
+        machine.offload,
+        SystemPageCache(),
+        pages,
+        config.sync_policy,
+        config.copied_size_max,
+    )
     admission = Admission(identity, machine.disk, directory, machine.entropy)
 
     async def handle(stream: ByteStream) -> None:

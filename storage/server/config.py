@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from storage.backends.port import SyncPolicy
+from storage.readplan import COPIED_SIZE_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class ServerConfig:
     """Bodies of puts in memory, over all connections; what exceeds it is told to come back later."""
     kept_memory_bytes: int = 16 * 1024 * 1024
     """Memory for bodies and for answers from the disk that is kept when nothing is under way."""
+    copied_size_max: int = COPIED_SIZE_MAX
+    """Answers up to this size are copied and leave with their header in one system call."""
 
 
 @dataclass(slots=True)
@@ -38,6 +41,8 @@ class ServerStatistics:
     """Bytes of shares received in whole puts."""
     bytes_out: int = 0
     """Bytes of shares in answers to readv."""
+    bytes_copied: int = 0
+    """Those of them that were copied into one buffer first."""
     cold_reads: int = 0
     """Readvs that had to wait for the disk."""
     connections: int = 0

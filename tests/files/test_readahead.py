@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from gridfs.assembly import Parts
 from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.namespace import Change, Namespace
 from gridfs.files.readahead import Prefetcher, Readahead, ReadaheadConfig
+from gridfs.files.reader import Reader
 from gridfs.files.stamps import Stamps
 from gridfs.meta.rows import ROOT
+from storage.client import Traffic
 from tests.simulation.entropy import SimClock
 from tests.simulation.filesystem import FILE, Client, start_servers
 from tests.simulation.machine import World, run_world
@@ -70,6 +74,53 @@ def on_a_bench(seed: int, work: Callable[[Bench], Awaitable[None]], config: Read
         await client.session(session)
 
     run_world(seed, scenario)
+
+
+class TimedReader:
+    """Answers with zeros after a round trip and the time that the bytes take; notes what is asked."""
+
+    def __init__(self, round_trip_s: float, bytes_per_s: float) -> None:
+        self.round_trip_s, self.bytes_per_s = round_trip_s, bytes_per_s
+        self.sizes: list[int] = []
+        self.copied_bytes = 0
+        self.under_way = 0
+        self.most_under_way = 0
+
+    async def read_into(self, ino: int, start: int, out: memoryview, traffic: Traffic) -> None:
+        self.sizes.append(len(out))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        await trio.sleep(self.round_trip_s + len(out) / self.bytes_per_s)
+        self.under_way -= 1
+
+
+async def read_through(reader: TimedReader, size: int) -> None:
+    """Read a file of this size to its end."""
+    prefetcher = Prefetcher(cast(Reader, reader), ReadaheadConfig())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(prefetcher.run)
+        handle = Readahead(prefetcher, 1)
+        for offset in range(0, size, 1 << 20):
+            assert len(await handle.read(offset, 1 << 20, size)) == 1 << 20
+        handle.clear()
+        nursery.cancel_scope.cancel()
+
+
+async def test_windows_are_no_larger_than_what_comes_in_two_seconds(autojump_clock: MockClock) -> None:
+    reader = TimedReader(0.05, 400_000)
+    await read_through(reader, 16 << 20)
+    # The first two are asked for before anything is known.
+    assert set(reader.sizes[2:-1]) <= {640 << 10, 768 << 10}
+
+
+@pytest.mark.parametrize(("round_trip_s", "most"), [(0.001, 2), (0.1, 3)])
+async def test_more_windows_are_on_their_way_where_servers_are_far(
+    autojump_clock: MockClock, round_trip_s: float, most: int
+) -> None:
+    reader = TimedReader(round_trip_s, 500e6)
+    await read_through(reader, 128 << 20)
+    assert max(reader.sizes) == 8 << 20
+    assert reader.most_under_way == most
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -23,6 +23,9 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mount.proxy import Network
@@ -122,18 +125,58 @@ def in_words(times: list[float]) -> str:
     return f"{len(times):6d} reads, " + " / ".join(f"{value:6.1f}" for value in shown) + " ms"
 
 
-def measure(measurement: Measurement, rounds: int, seconds: float) -> None:
-    everything: tuple[list[float], list[float]] = ([], [])
-    print("                                 50 % /   99 % /  100 %", flush=True)
+@dataclass(frozen=True)
+class Round:
+    """Ascending times in seconds, and the hedged bytes as a share of those read while disturbed."""
+
+    healthy: list[float]
+    disturbed: list[float]
+    hedged: float
+
+
+def measure(measurement: Measurement, rounds: int, seconds: float) -> Iterator[Round]:
     for _ in range(rounds):
         measurement.until_all_are_trusted()
         healthy = measurement.healthy(seconds)
-        print(f"healthy    {in_words(healthy)}", flush=True)
         disturbed, hedged = measurement.disturbed(seconds)
-        ratio = percentile(disturbed, 0.99) / percentile(healthy, 0.99)
-        print(f"disturbed  {in_words(disturbed)}; p99 x{ratio:.2f}, hedged {hedged:.1%}", flush=True)
-        everything[0].extend(healthy)
-        everything[1].extend(disturbed)
+        yield Round(healthy, disturbed, hedged)
+
+
+@contextmanager
+def prepared(directory: Path, size_mib: int, jobs: int) -> Iterator[Measurement]:
+    """Servers, a file system and a file in an empty directory, while the block runs."""
+    grid = LocalGrid(directory / "grid")
+    try:
+        with Network() as network:
+            grid.up(6)
+            mounted = MountedFileSystem(grid, directory / "home", directory / "mnt")
+            mounted.create(FileSystemShape())
+            place = directory / "p"
+            place.mkdir()
+            file = network.in_front_of(place, grid, [SLOW])
+            shutil.copy(file, mounted.home / mounted.name / "servers")
+            mounted.mount()
+            generator = random.Random(0)
+            data = b"".join(generator.randbytes(MIB) for _ in range(size_mib))
+            (mounted.path / "file").write_bytes(data)
+            mounted.remount()
+            yield Measurement(mounted, network, data, jobs)
+            mounted.umount()
+    finally:
+        grid.tear_down()
+
+
+def report(rounds: Iterator[Round]) -> None:
+    everything: tuple[list[float], list[float]] = ([], [])
+    print("                                 50 % /   99 % /  100 %", flush=True)
+    for each in rounds:
+        print(f"healthy    {in_words(each.healthy)}", flush=True)
+        ratio = percentile(each.disturbed, 0.99) / percentile(each.healthy, 0.99)
+        print(
+            f"disturbed  {in_words(each.disturbed)}; p99 x{ratio:.2f}, hedged {each.hedged:.1%}", flush=True
+        )
+        everything[0].extend(each.healthy)
+        everything[1].extend(each.disturbed)
     healthy_p99, disturbed_p99 = (percentile(sorted(times), 0.99) for times in everything)
     print(f"all rounds: p99 x{disturbed_p99 / healthy_p99:.2f}")
 
@@ -148,24 +191,10 @@ def main() -> None:
     os.environ[TRACE] = uuid.uuid4().hex
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing is left behind then, either
     directory = Path(tempfile.mkdtemp(prefix="slow"))
-    grid = LocalGrid(directory / "grid")
     try:
-        with Network() as network:
-            grid.up(6)
-            mounted = MountedFileSystem(grid, directory / "home", directory / "mnt")
-            mounted.create(FileSystemShape())
-            place = directory / "p"
-            place.mkdir()
-            file = network.in_front_of(place, grid, [SLOW])
-            shutil.copy(file, mounted.home / mounted.name / "servers")
-            mounted.mount()
-            generator = random.Random(0)
-            data = b"".join(generator.randbytes(MIB) for _ in range(words.size))
-            (mounted.path / "file").write_bytes(data)
-            mounted.remount()
-            measure(Measurement(mounted, network, data, words.jobs), words.rounds, words.seconds)
+        with prepared(directory, words.size, words.jobs) as measurement:
+            report(measure(measurement, words.rounds, words.seconds))
     finally:
-        grid.tear_down()
         clean_up(os.environ[TRACE], directory)
         shutil.rmtree(directory, ignore_errors=True)
 

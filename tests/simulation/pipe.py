@@ -28,6 +28,24 @@ JITTER = 0.02
 NEVER = float("inf")
 
 
+class Wire:
+    """What carries the bytes of a link, one after the other."""
+
+    def __init__(self) -> None:
+        self.free_at = 0.0
+        self.carried = 0
+        """Bytes so far."""
+
+    def __repr__(self) -> str:
+        return "Wire()"
+
+    def carry(self, size: int, bytes_per_s: float) -> float:
+        """Take on `size` bytes more; returns when the last of them has left."""
+        self.carried += size
+        self.free_at = max(trio.current_time(), self.free_at) + size / bytes_per_s
+        return self.free_at
+
+
 @dataclass(frozen=True)
 class Link:
     """One direction between two machines."""
@@ -35,6 +53,8 @@ class Link:
     round_trip_s: float = 0.01
     bytes_per_s: float = 125e6
     window: int = 1 << 20
+    wire: Wire | None = None
+    """Shared by all connections over links that have it; None: each connection has one of its own."""
 
 
 LOCAL = Link(round_trip_s=20e-6, bytes_per_s=4e9, window=1 << 20)
@@ -89,7 +109,9 @@ class Pipe:
         self._travelling: deque[tuple[float, memoryview]] = deque()
         """(time of arrival, bytes), in order."""
         self._unread = 0
-        self._wire_free_at = 0.0
+        self._wire = Wire()
+        self._left_at = 0.0
+        """When the last byte has left."""
         self._last_arrival = 0.0
         self._end_at = NEVER
         """When the receiver may learn that the sender closed."""
@@ -109,16 +131,15 @@ class Pipe:
             position += len(piece)
             self.send_nowait(piece)
             if len(piece) > SEGMENT:  # a smaller one finds room in the socket's buffer
-                await trio.sleep_until(self._wire_free_at)
+                await trio.sleep_until(self._left_at)
 
     def send_nowait(self, piece: memoryview) -> None:
         """Put bytes for which there is room on their way."""
-        now = trio.current_time()
         self._unread += len(piece)
         self._sent_in_round += len(piece)
-        self._wire_free_at = max(now, self._wire_free_at) + len(piece) / self.link.bytes_per_s
+        self._left_at = (self.link.wire or self._wire).carry(len(piece), self.link.bytes_per_s)
         delay = self.link.round_trip_s / 2 * (1 + JITTER * self._stream.random())
-        self._last_arrival = max(self._last_arrival, self._wire_free_at + delay)
+        self._last_arrival = max(self._last_arrival, self._left_at + delay)
         # The caller may use its buffer again as soon as this returns.
         self._travelling.append((self._last_arrival, memoryview(bytes(piece))))
         self._changed.wake()

@@ -99,6 +99,14 @@ async def writing(world: World, parts: Parts, stopwatch: Stopwatch) -> None:
     await shell.write("c~", content("c"))
     shell.rename("c~", "a")
     await stopwatch.time("rename over a file and fsync", shell.fsync("a"))
+    await trio.sleep(300)
+
+    async def many() -> None:
+        for number in range(300):
+            await shell.write(f"{number}", content(number)[:1000])
+        await shell.files.sync()
+
+    await stopwatch.time("300 files of 1 kB, synced together", many())
 
 
 async def listing(world: World, parts: Parts, stopwatch: Stopwatch) -> None:
@@ -153,6 +161,7 @@ WANTED = {
     "save over a file: fsync, rename, fsync": 2,
     # What takes another file's place leaves after its bytes: in the record behind theirs.
     "rename over a file and fsync": 2,
+    "300 files of 1 kB, synced together": 5,
     "ls -l of 1000 files": 0,
     "cold read of 4 KiB": 1,
 }
