@@ -7,6 +7,7 @@ in a worker thread. `cache_spill` is off, so that only a commit writes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -278,6 +279,14 @@ def open_existing(path: str, vfs: str | None) -> apsw.Connection:
 def connect_reading(path: str) -> apsw.Connection:
     """A connection that only reads, for a snapshot in another thread."""
     return _connect(path, None, apsw.SQLITE_OPEN_READONLY)
+
+
+def close(database: apsw.Connection, *, checkpoint: bool) -> None:
+    """Close a connection; idempotent. `checkpoint`: SQLite's log goes into the database."""
+    if not checkpoint:
+        with contextlib.suppress(apsw.ConnectionClosedError):
+            database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    database.close()
 
 
 def checkpoint_on_own_connection(path: str, vfs: str | None = None) -> bool:

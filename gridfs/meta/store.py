@@ -13,7 +13,6 @@ call tries it again before anything else, and raises what it raises: nobody sees
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -170,12 +169,9 @@ class Metadata:
     def close(self, *, checkpoint: bool = True) -> None:
         """Idempotent. What was not committed is dropped; the spool has it. `checkpoint`: put SQLite's log
         into the database; else the next who opens it does."""
-        if not checkpoint:
-            with contextlib.suppress(apsw.ConnectionClosedError):
-                self._database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._steps.clear()
         self._lacks_steps = False
-        self._database.close()
+        schema.close(self._database, checkpoint=checkpoint)
 
     # Transactions
 
