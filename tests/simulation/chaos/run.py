@@ -186,7 +186,8 @@ class Chaos:
         except NothingThere as error:
             if error.silent:
                 raise
-            if self._promised_before:
+            states = mount.history.states
+            if states[self._promised_before].described != states[0].described:
                 text = f"state {self._promised_before} was promised, and no server knows anything"
                 raise Violation("synced names", text) from None
             mount.client.strike_at(self.world.kill)
