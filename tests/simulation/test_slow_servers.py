@@ -79,7 +79,7 @@ async def reads_with_one_hung(world: World, size: int) -> list[tuple[float, floa
             assert await read_some(parts, name, 0, size) == files[name]
             return (trio.current_time() - begin) / round_trip
 
-        for index in 2 * [*range(50)]:  # connections begin slowly, which counts until more is known
+        for index in 6 * [*range(50)]:  # connections begin slowly, which counts until more is known
             await timed(f"{index}")
         healthy = [await timed(f"{index}") for index in range(50)]
         won = parts.downloader.statistics().hedging.won
@@ -109,12 +109,9 @@ def test_a_read_with_one_hung_server_takes_one_round_trip_more(round_trip_s: flo
     def scenario(world: World) -> Awaitable[list[tuple[float, float]]]:
         return reads_with_one_hung(world, size)
 
-    result = run_world(1, scenario, link=Link(round_trip_s=round_trip_s)).result
-    assert max(healthy for healthy, _ in result) <= 1.1
-    # Which server hangs decides, and with it the seed: of larger reads one takes another round trip.
-    *most, worst = sorted(hung - healthy for healthy, hung in result)
-    assert max(most) <= 1.15
-    assert worst <= (1.15 if size < 128 * KIB else 2.15)
+    for healthy, hung in run_world(1, scenario, link=Link(round_trip_s=round_trip_s)).result:
+        assert healthy <= 1.1
+        assert hung <= healthy + 1.15
 
 
 # ---- too few servers
