@@ -79,7 +79,7 @@ async def reads_with_one_hung(world: World, size: int) -> list[tuple[float, floa
             assert await read_some(parts, name, 0, size) == files[name]
             return (trio.current_time() - begin) / round_trip
 
-        for index in 6 * [*range(50)]:  # connections begin slowly, which counts until more is known
+        for index in 8 * [*range(50)]:  # connections begin slowly, which counts until more is known
             await timed(f"{index}")
         healthy = [await timed(f"{index}") for index in range(50)]
         won = parts.downloader.statistics().hedging.won
