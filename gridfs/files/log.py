@@ -8,6 +8,7 @@ daemon finds the last committed `applied` and replays the rest from the spool.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -251,6 +252,8 @@ class OperationLog:
             write_again(file, 0, file.size())
         finally:
             file.close()
+        # Who made it may have ended before its name was durable: an older one in its place would be believed.
+        self._machine.disk.sync_directory(os.path.dirname(self._database))
 
     def close(self) -> None:
         """Close metadata and spool; what was not committed is in the spool. Raises what closing raises."""
