@@ -78,8 +78,10 @@ def test_two_jumps_into_a_row_bring_all_of_it(make_file_system: MakeFileSystem) 
         os.pread(descriptor, PAGE, 2 * ROW + 9 * SEGMENT)
         wait_until(lambda: resident(path) == 3 * SEGMENT + ROW, "a row in memory")
         before = reads(mounted)
-        assert os.pread(descriptor, ROW, 2 * ROW) == data[2 * ROW : 3 * ROW]
-        assert reads(mounted) == before
+        for at in range(2 * ROW, 3 * ROW, PAGE):
+            assert os.pread(descriptor, PAGE, at) == data[at : at + PAGE]
+        # None, but for pages that the machine has taken away again meanwhile.
+        assert reads(mounted) - before < ROW // SEGMENT // 2
 
 
 def stamped(page: int, version: int) -> bytes:
