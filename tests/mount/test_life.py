@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import MakeFileSystem
-from tests.mount.support import assert_one_line, content, contents_of, is_drained, shell, wait_until
+from tests.mount.support import assert_one_line, content, contents_of, shell, wait_until
 from tests.processes import FileSystemShape, LocalGrid, MountedFileSystem
 
 MIB = 1 << 20
@@ -340,8 +340,12 @@ def test_options_of_mount_8_and_our_own(six: LocalGrid, make_file_system: MakeFi
 def test_sync_brings_everything_into_the_grid(tools: MountedFileSystem) -> None:
     for number in range(20):
         (tools.path / f"sync-{number}").write_bytes(content(number, 10_000))
+    operations = tools.status()["operations"]
     tools.sync()
-    assert is_drained(tools)
+    report = tools.status()
+    # The daemon may have gone on with operations of its own.
+    assert report["dirty_bytes"] == 0
+    assert report["operations_shipped"] >= operations
 
 
 def test_the_fields_of_status(tools: MountedFileSystem) -> None:
