@@ -116,10 +116,8 @@ class History:
                 self.states.append(with_bytes(found, state))
                 break
         self.maybe.clear()
-        index = next(
-            (i for i in range(self.last, named - 1, -1) if self.states[i].described == found.described), None
-        )
-        if index is None:
+        alike = [i for i in range(self.last, named - 1, -1) if self.states[i].described == found.described]
+        if not alike:
             older = [i for i in range(named) if self.states[i].described == found.described]
             raise Violation(
                 "synced names",
@@ -127,12 +125,27 @@ class History:
                 + (f"state {older[-1]}" if older else "none of them")
                 + f"; {difference(found, self.states[named])}",
             )
+        index = self._index_of(found, alike, same_machine)
+        self._go_on(found, index, same_machine)
+        return index
+
+    def _index_of(self, found: State, alike: list[int], same_machine: bool) -> int:
+        """Which of the states with these names it is, the latest first: two exchanges may cancel out."""
+        failures: list[Violation] = []
+        for index in alike:
+            try:
+                self._check_bytes(found, index, same_machine)
+            except Violation as violation:
+                failures.append(violation)
+            else:
+                return index
+        raise failures[0]
+
+    def _check_bytes(self, found: State, index: int, same_machine: bool) -> None:
         for path, ino in found.paths.items():
             if found.nodes[ino].is_file:
                 since = self._promised(ino, index, same_machine)
                 self._check_blend(path, ino, found.nodes[ino].data, since, index)
-        self._go_on(found, index, same_machine)
-        return index
 
     def _promised(self, ino: int, index: int, same_machine: bool) -> int | None:
         """The state as of which this inode's bytes must be there; None: nobody promised any."""
