@@ -58,6 +58,8 @@ class Ticket(Generic[Operation, Result]):
         return self._result[0]
 
 
+INSIDE = "the server failed inside; see its log"
+
 Commit = Callable[[Sequence[Ticket[Operation, Result]]], Awaitable[None]]
 
 
@@ -88,6 +90,8 @@ class GroupCommit(Generic[Operation, Result]):
         self._commit_now = commit_now
         self._is_idle = False
         """Whether nothing is queued or in flight."""
+        self._failure: Exception | None = None
+        """What ended a commit of one that came alone, and ends `run`."""
         self._next_alone_at = 0.0
         """From then on somebody who comes alone is no sign of others who come at the same time."""
         self._queue: deque[Ticket[Operation, Result]] = deque()
@@ -130,8 +134,17 @@ class GroupCommit(Generic[Operation, Result]):
         What comes no later after a commit than that took, has waited for it, and may share the next one.
         """
         began = trio.current_time()
-        if self._commit_now is None or began < self._next_alone_at or not self._commit_now(ticket):
+        if self._commit_now is None or began < self._next_alone_at:
             return False
+        try:
+            if not self._commit_now(ticket):
+                return False
+        except Exception as error:
+            # As in a batch: what is in memory may no longer be what is on the disk.
+            self._failure = error
+            self._stopped = INSIDE
+            self._wake.set()
+            ticket.fail(Unavailable(INSIDE))
         ended = trio.current_time()
         self._next_alone_at = ended + (ended - began)
         return True
@@ -161,6 +174,8 @@ class GroupCommit(Generic[Operation, Result]):
                     self._is_idle = True
                     await self._wake.wait()
                     self._is_idle = False
+                    if self._failure is not None:
+                        raise self._failure
                 else:
                     # What came during the last batch, and callers that it let go on, get their turn.
                     await trio.lowlevel.checkpoint()
@@ -188,7 +203,7 @@ class GroupCommit(Generic[Operation, Result]):
 
     async def _settle(self, batch: list[Ticket[Operation, Result]]) -> None:
         """Shielded by the caller: a batch in flight is finished."""
-        failure: StorageError = Unavailable("the server failed inside; see its log")
+        failure: StorageError = Unavailable(INSIDE)
         try:
             await self._commit(batch)
         except StorageError as error:

@@ -43,7 +43,18 @@ class PageCache(Protocol):
 class ReadPlan:
     """Lengths, and where the bytes lie. Pins its shares until `close`."""
 
-    __slots__ = ("_backend", "_pages", "_pieces", "_pool", "is_cold", "lengths", "parts", "size", "whole")
+    __slots__ = (
+        "_backend",
+        "_pages",
+        "_pieces",
+        "_pool",
+        "copied",
+        "is_cold",
+        "lengths",
+        "parts",
+        "size",
+        "whole",
+    )
 
     def __init__(self, backend: ShareBackend, pool: PagePool) -> None:
         self._backend = backend
@@ -57,6 +68,8 @@ class ReadPlan:
         self.size = 0
         self.whole = True
         """Whether every span is as long as asked."""
+        self.copied = 0
+        """Bytes that were copied into a buffer of their own."""
         self.is_cold = False
         """Whether some of it was, or still is, on the disk only."""
 
@@ -80,6 +93,7 @@ class ReadPlan:
         """All bytes are in this buffer: it is what is sent, and the shares may go."""
         self.close()
         self.parts = [copy] if copy else []
+        self.copied = len(copy)
 
     def borrow(self, size: int) -> memoryview:
         """Page-aligned memory, the plan's until `close`."""

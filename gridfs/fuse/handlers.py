@@ -68,10 +68,8 @@ class Handlers(pyfuse3.Operations):
         super().__init__()
         self._pages = pages or Pages(0)
         self.rows = Rows(files, self._pages)
-        self._writing: dict[int, int] = {}
-        """Handle -> inode, of those that may write."""
-        self._direct: dict[int, None] = {}
-        """Handles whose reads go past the page cache."""
+        self._flags: dict[int, int] = {}
+        """Handle -> what it was opened with."""
         self.enable_writeback_cache = writeback
         self.enable_acl = acl
         self.calls: dict[str, int] = {}
@@ -330,11 +328,9 @@ class Handlers(pyfuse3.Operations):
 
     def _opened(self, ino: int, flags: int) -> int:
         handle = self._files.open(ino)
+        self._flags[handle] = flags
         if flags & WANTS_WRITE:
-            self._writing[handle] = ino
             self._pages.opened_to_write(ino)
-        if flags & os.O_DIRECT:
-            self._direct[handle] = None
         return handle
 
     def _show_access(self, fh: int) -> None:
@@ -370,7 +366,8 @@ class Handlers(pyfuse3.Operations):
         if self._unseen:
             self._show_access(fh)
         ino, size_now = self._files.inode_of(fh), None
-        reading = None if fh in self._direct else self._pages.begin(ino, off, size)
+        # With O_DIRECT a read goes past the page cache.
+        reading = None if self._flags[fh] & os.O_DIRECT else self._pages.begin(ino, off, size)
         if reading is None:
             return await self._files.read(fh, off, size)
         try:
@@ -400,10 +397,9 @@ class Handlers(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         if self._unseen:
             self._show_access(fh)
+        ino = self._files.inode_of(fh)
         self._files.release(fh)
-        self._direct.pop(fh, None)
-        ino = self._writing.pop(fh, None)
-        if ino is not None:
+        if self._flags.pop(fh) & WANTS_WRITE:
             self._pages.closed(ino)
 
     @firewall

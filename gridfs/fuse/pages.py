@@ -17,7 +17,7 @@ import os
 import queue
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import trio
@@ -97,10 +97,21 @@ class Pages:
         """Right before a change: nothing older is on its way to the kernel when this returns."""
         self._make_stale(ino)
         while self._last.get(ino, 0) > self._arrived and self.store is not None:
-            reached = threading.Event()
-            self._queue.put(reached)
-            await trio.to_thread.run_sync(reached.wait, abandon_on_cancel=True)
+            await self._reach()
             self._make_stale(ino)
+
+    async def all_still(self, inodes: Collection[int]) -> None:
+        """The same for many at once, where what changed them has happened already."""
+        for ino in inodes:
+            self._make_stale(ino)
+        if self._sent > self._arrived and self.store is not None:
+            await self._reach()
+
+    async def _reach(self) -> None:
+        """Wait for all that is on its way."""
+        reached = threading.Event()
+        self._queue.put(reached)
+        await trio.to_thread.run_sync(reached.wait, abandon_on_cancel=True)
 
     def _make_stale(self, ino: int) -> None:
         for reading in self._readings.get(ino, ()):

@@ -151,8 +151,7 @@ class Session:
 
     async def forget(self, inodes: Collection[int]) -> None:
         """Let the kernel forget what it has of these inodes: somebody else has changed them."""
-        for ino in inodes:
-            await self._pages.still(ino)
+        await self._pages.all_still(inodes)
         # In a thread: the kernel may wait there for pages that we are just asked for.
         await trio.to_thread.run_sync(_forget, list(inodes))
 

@@ -176,6 +176,11 @@ class HeadJournal:
         except OSError as error:
             raise disk_error(error, "read head log") from error
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the file's entries."""
+        return self._open_file.end - FILE_HEADER_SIZE
+
     def garbage_bytes(self, logs: Iterable[HeadLog]) -> int:
         """Bytes of the file that a rewrite would save."""
         live = sum(
@@ -185,7 +190,7 @@ class HeadJournal:
             + sum(map(len, _reason(log.succession)))
             for log in logs
         )
-        return self._open_file.end - FILE_HEADER_SIZE - live
+        return self.size_bytes - live
 
     def rewrite(self, logs: Iterable[HeadLog]) -> Rewritten:
         """Write everything that is kept to a new file; `adopt` then makes it the one in use.

@@ -215,7 +215,7 @@ class HeadLogs:
             ticket.fail(error)
         else:
             self._apply(decided)
-            if self._is_full_of_garbage:
+            if self._has_garbage:
                 self._commits.nudge()
         return True
 
@@ -283,13 +283,16 @@ class HeadLogs:
             raise Exhausted("this head log is full: its writer must trim it")
 
     @property
-    def _is_full_of_garbage(self) -> bool:
+    def _has_garbage(self) -> bool:
+        """Whether more than half of the file is garbage, and that is worth a rewrite."""
+        if self._journal.size_bytes <= self._rewrite_above:
+            return False  # asked after every append, and seldom true: without a look at each log
         garbage = self._journal.garbage_bytes(self._logs.values())
         live = sum(log.record_bytes for log in self._logs.values())
         return garbage > max(live, self._rewrite_above)
 
     async def _upkeep(self) -> bool:
-        if self._is_full_of_garbage:
+        if self._has_garbage:
             # A rewrite that fails (a full disk, a rotten record) is not tried again at every batch.
             self._rewrite_above = self._journal.garbage_bytes(self._logs.values()) * 2
             try:

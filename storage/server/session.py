@@ -236,8 +236,7 @@ class Session:
 
     def _send_plan(self, active: _Active, plan: ReadPlan) -> None:
         """Queue the answer; the plan is closed when it was sent."""
-        if plan.size <= self._config.copied_size_max:
-            self._statistics.bytes_copied += plan.size
+        self._statistics.bytes_copied += plan.copied
         self._statistics.bytes_out += plan.size
         reply = _WHOLE if plan.whole else wire.encode_reply(wire.ReadReply(plan.lengths))
 

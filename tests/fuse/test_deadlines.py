@@ -109,7 +109,7 @@ def test_every_handler_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
                 stored=stored,
                 link=names.make(ROOT, b"link", stat.S_IFLNK | 0o777, 0, 0, 0, b"stored").ino,
                 folder_handle=parts.files.open_directory(ROOT),
-                handle=parts.files.open(stored),
+                handle=(await handlers.open(stored, os.O_RDONLY, CONTEXT)).fh,
             )
             for node in list(world.nodes.values()):
                 if node is not client.node:
