@@ -151,6 +151,49 @@ async def test_a_handler_that_waits_holds_nobody_up(pair: tuple[socket.socket, s
     assert pool.tasks_most <= 6
 
 
+async def test_a_program_that_asks_again_at_once_is_watched_for(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    device, kernel = pair
+    turns, count = Turns(float("inf"), watch_s=60.0), 200
+
+    async def handler(request: bytes) -> None:
+        device.send(request)
+
+    def ask() -> None:
+        for number in range(count):
+            kernel.send(bytes([1 + number % 255]))
+            kernel.recv(1)
+        kernel.shutdown(socket.SHUT_WR)
+
+    turns.pays = 1.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Pool(turns, device, handler).main)
+        await trio.to_thread.run_sync(ask)
+    assert turns.waits <= 3 + count // (IN_A_ROW_MAX - 1)
+    assert not turns.watched_in_vain
+
+
+async def test_a_program_that_takes_its_time_is_not_watched_for(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    device, kernel = pair
+    turns = Turns(watch_s=0.0)
+
+    async def handler(request: bytes) -> None:
+        pass
+
+    turns.pays = 1.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Pool(turns, device, handler).main)
+        for _ in range(100):
+            await wait_all_tasks_blocked(0.001)
+            kernel.send(b"1")
+        kernel.shutdown(socket.SHUT_WR)
+    assert 0 < turns.watched_in_vain < 10
+    assert turns.pays < 0.5
+
+
 async def test_errors_and_the_end_pass_the_turn_on(pair: tuple[socket.socket, socket.socket]) -> None:
     device, kernel = pair
     turns = Turns()
