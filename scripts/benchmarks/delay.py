@@ -1,6 +1,6 @@
 """A distance between a mount and its servers: a process that carries bytes between Unix sockets, later.
 
-    with Distance(place, grid, round_trip_s=0.1) as servers_file: ...      # the grid's, seen from far away
+    with far_away(place, grid, round_trip_s=0.1) as servers_file: ...      # the grid's, seen from far away
 
 Each direction of each connection is delayed by half a round trip and otherwise as quick as the machine; bytes
 under way are bounded, so a sender notices when nobody receives. The process is
@@ -12,17 +12,16 @@ which says that it listens and goes on until it is ended.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import trio
 
-from scripts.benchmarks.machine import ROOT
+from scripts.benchmarks.child import LISTENING, child
 from scripts.benchmarks.place import Place
 from storage.ports import UnixAddress
 from storage.wire.url import format_access, parse_access
@@ -33,51 +32,24 @@ CHUNKS_MAX = 128
 """Pieces under way in one direction of one connection; then the sender waits."""
 BUFFER_SIZE = 4 << 20
 """Of the sockets, as the servers and clients have them."""
-LISTENING = "listening"
 
 
-class Distance:
+@contextlib.contextmanager
+def far_away(place: Place, grid: LocalGrid, round_trip_s: float) -> Iterator[Path]:
     """A servers file whose servers are a round trip away."""
-
-    def __init__(self, place: Place, grid: LocalGrid, round_trip_s: float) -> None:
-        self._grid = grid
-        self._round_trip_s = round_trip_s
-        self._directory = place.directory / f"d{round(round_trip_s * 1000)}"
-        self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> Path:
-        self._directory.mkdir(mode=0o700)
-        lines, ways = [], []
-        for number, line in enumerate(self._grid.servers_file.read_text().splitlines()):
-            access = parse_access(line)
-            assert isinstance(access.address, UnixAddress), "a distance is for Unix sockets"
-            near = str(self._directory / str(number))
-            ways += [near, access.address.path]
-            lines.append(format_access(replace(access, address=UnixAddress(near))))
-        file = self._directory / "servers"
-        file.write_text("".join(f"{line}\n" for line in lines))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.benchmarks.delay", str(self._round_trip_s / 2), *ways],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() != LISTENING:
-            raise RuntimeError("the distance could not be made")
-        return file
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+    directory = place.directory / f"d{round(round_trip_s * 1000)}"
+    directory.mkdir(mode=0o700)
+    lines, ways = [], []
+    for number, line in enumerate(grid.servers_file.read_text().splitlines()):
+        access = parse_access(line)
+        assert isinstance(access.address, UnixAddress), "a distance is for Unix sockets"
+        near = str(directory / str(number))
+        ways += [near, access.address.path]
+        lines.append(format_access(replace(access, address=UnixAddress(near))))
+    file = directory / "servers"
+    file.write_text("".join(f"{line}\n" for line in lines))
+    with child("delay", str(round_trip_s / 2), *ways):
+        yield file
 
 
 # ---- the process ------------------------------------------------------------------------------------
@@ -121,7 +93,7 @@ async def connection(delay_s: float, near: trio.socket.SocketType, path: str) ->
 async def take(
     delay_s: float, source: trio.socket.SocketType, send: trio.MemorySendChannel[tuple[float, bytes]]
 ) -> None:
-    with send, suppress(OSError):
+    with send, contextlib.suppress(OSError):
         while data := await source.recv(CHUNK):
             await send.send((trio.current_time() + delay_s, data))
 
@@ -131,7 +103,7 @@ async def give(
     sink: trio.socket.SocketType,
     whole: trio.CancelScope,
 ) -> None:
-    with suppress(OSError):
+    with contextlib.suppress(OSError):
         async for arrival, data in receive:
             await trio.sleep_until(arrival)
             view = memoryview(data)

@@ -1,69 +1,38 @@
 """Many storage servers in one process, with a servers file for `gridfs create`.
 
-    with ManyServers(directory, 200) as many: ...; many.servers_file, many.pid
+    with many_servers(directory, 200) as (pid, servers_file): ...
 
 The process is `python -m scripts.benchmarks.many_servers DIR COUNT`; it says when all of them listen.
 """
 
 from __future__ import annotations
 
+import contextlib
 import resource
-import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import trio
 
-from scripts.benchmarks.machine import ROOT
+from scripts.benchmarks.child import LISTENING, child
 from storage.identity import create_account
 from storage.ports import UnixAddress
 from storage.server import RunningServer, ServerConfig, run_server
 from storage.system import system_machine
 from storage.wire.url import format_access
 
-LISTENING = "listening"
 KEPT_MEMORY_BYTES = 1 << 20
 """Of each; a server alone keeps more."""
 
 
-class ManyServers:
-    def __init__(self, directory: Path, count: int) -> None:
-        self._directory, self._count = directory, count
-        self._process: subprocess.Popen[str] | None = None
-
-    @property
-    def servers_file(self) -> Path:
-        return self._directory / "servers"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def __enter__(self) -> ManyServers:
-        self._directory.mkdir(mode=0o700)
-        words = [sys.executable, "-m", "scripts.benchmarks.many_servers", str(self._directory)]
-        self._process = subprocess.Popen(
-            [*words, str(self._count)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() != LISTENING:
-            raise RuntimeError("the servers did not start")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._process is not None
-        self._process.terminate()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+@contextlib.contextmanager
+def many_servers(directory: Path, count: int) -> Iterator[tuple[int, Path]]:
+    """Their pid and their servers file."""
+    directory.mkdir(mode=0o700)
+    with child("many_servers", str(directory), str(count)) as pid:
+        yield pid, directory / "servers"
 
 
 async def serve(directory: Path, count: int) -> None:

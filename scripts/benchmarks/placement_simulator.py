@@ -2,7 +2,9 @@
 
 The rule is that of `gridfs.grid.placement`, weighted rendezvous hashing, in two steps: a pack scores all
 domains (weight: that of all their servers), takes the best n, and in each of them the best server. So it
-costs domains + n x (servers in a domain) hashes, not one for each server of the grid. Needs numpy.
+costs domains + n x (servers in a domain) hashes, not one for each server of the grid. The least of several
+scores is distributed as one score of their weights together, so servers share packs as they do where each of
+them is scored first, which a servers file (1024 lines at most) can afford. Needs numpy.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from blake3 import blake3
 from gridfs.grid import placement
 from gridfs.grid.roster import parse_roster
 from scripts.benchmarks.machine import Used, measured, resident_bytes
-from scripts.benchmarks.many_servers import ManyServers
+from scripts.benchmarks.many_servers import many_servers
 from scripts.benchmarks.place import MB, Bench, Place, check_file, cold, drain, server_pids, write_file
 from scripts.benchmarks.report import Bound, Result, Table
 from tests.processes import LocalGrid
@@ -85,11 +85,11 @@ def real_servers(bench: Bench, result: Result) -> None:
         measurement = Measurement(bench, place, result)
         directory = place.directory / "many"
         began = time.monotonic()
-        with ManyServers(directory, IN_ONE_PROCESS) as many:
+        with many_servers(directory, IN_ONE_PROCESS) as (pid, servers_file):
             start_s = time.monotonic() - began
-            resident = resident_bytes(many.pid) / IN_ONE_PROCESS
+            resident = resident_bytes(pid) / IN_ONE_PROCESS
             name = f"{IN_ONE_PROCESS} in one process"
-            measurement.measure(name, LocalGrid(directory), many.servers_file, start_s, resident)
+            measurement.measure(name, LocalGrid(directory), servers_file, start_s, resident)
     with Place(bench) as place:
         measurement.place = place
         with stopwatch() as start:

@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from gridfs.assembly import Parts
-from scripts.benchmarks.delay import Distance
+from scripts.benchmarks.delay import far_away
 from scripts.benchmarks.place import Bench, Place, drain, piece
 from scripts.benchmarks.report import Bound, Plot, Result, Table
 from scripts.benchmarks.virtual import REST_S, on_a_grid
@@ -161,7 +161,7 @@ def with_processes(bench: Bench, result: Result) -> None:
     with Place(bench) as place:
         grid = place.grid(transport="unix")
         for distance in DISTANCES_S:
-            with Distance(place, grid, distance) as far:
+            with far_away(place, grid, distance) as far:
                 servers = far if distance else grid.servers_file
                 mounted = place.file_system(grid, servers_file=servers, happy=5)
                 found = measure_real(mounted.path, distance, counts, table, fits)
