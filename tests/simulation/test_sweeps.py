@@ -137,13 +137,16 @@ async def fsyncs_and_rest(story: Story) -> None:
 
 
 async def change_heads(story: Story) -> None:
-    """One of them leaves."""
-    await story.write("old", 0, 100)
+    """One of them leaves, and comes back."""
     parts = story.shell.parts
-    now = parts.heads.now
-    await parts.journal.change_heads(HeadList(now.servers[1:], now.quorum, now.generation + 1))
-    await story.write("old", 50, 100)
-    await story.fsync("old")
+    all_of_them = parts.heads.now
+    for servers in (all_of_them.servers[1:], all_of_them.servers):
+        await story.write("old", 0, 100)
+        now = parts.heads.now
+        await parts.journal.change_heads(HeadList(servers, now.quorum, now.generation + 1))
+        for offset in (50, 150):
+            await story.write("old", offset, 100)
+            await story.fsync("old")
 
 
 async def much(story: Story) -> None:
