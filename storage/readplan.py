@@ -45,7 +45,6 @@ class ReadPlan:
 
     __slots__ = (
         "_backend",
-        "_pages",
         "_pieces",
         "_pool",
         "copied",
@@ -60,7 +59,6 @@ class ReadPlan:
         self._backend = backend
         self._pool = pool
         self._pieces: list[Piece] = []
-        self._pages: list[memoryview] = []
         self.lengths: list[int] = []
         """Bytes per span, in the order asked."""
         self.parts: list[Part] = []
@@ -95,18 +93,15 @@ class ReadPlan:
         self.parts = [copy] if copy else []
         self.copied = len(copy)
 
-    def borrow(self, size: int) -> memoryview:
-        """Page-aligned memory, the plan's until `close`."""
-        pages = self._pool.take(size)
-        self._pages.append(pages)
-        return pages
+    def memory(self, size: int) -> memoryview:
+        """Page-aligned memory."""
+        return self._pool.take(size)
 
     def close(self) -> None:
         """Idempotent. The parts are not to be used any more."""
         while self._pieces:
             self._backend.unpin(self._pieces.pop())
-        while self._pages:
-            self._pool.give(self._pages.pop())
+        self.parts = []
 
     def _add_range(self, wanted: FileRange) -> None:
         self.size += wanted.length
@@ -208,7 +203,7 @@ class ColdReads:
         size = -(-(skip + part.length) // _PAGE_SIZE) * _PAGE_SIZE
         self._direct_bytes += size
         try:
-            pages = plan.borrow(size)
+            pages = plan.memory(size)
             count = await self._offload.run(part.file.read_direct, pages, start)
         finally:
             self._direct_bytes -= size
