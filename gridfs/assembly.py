@@ -293,7 +293,7 @@ def _reading(options: MountOptions) -> tuple[DownloaderConfig, int]:
     config = DownloaderConfig(lent_bytes=options.memory_bytes // 4)
     if options.measure == "single":
         config = replace(config, spans_max=1)
-    return config, options.memory_bytes * 3 // 4
+    return config, options.memory_bytes
 
 
 @asynccontextmanager
