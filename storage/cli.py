@@ -100,9 +100,9 @@ def serve(directory: str, listen: str, sync: str, capacity: str | None, copying:
     with _usage():
         address = _make_absolute(parse_listen(listen))
     directory = os.path.abspath(directory)
+    have_one_heap()
     with lock_directory(directory), _logging():
         _raise_descriptor_limit()
-        have_one_heap()
         _run(directory, address, config)
 
 
