@@ -52,6 +52,7 @@ from gridfs.meta.records import Settings
 from gridfs.meta.store import Metadata
 from gridfs.upkeep.debts import Debts, DebtsConfig
 from storage.client import StorageClient
+from storage.pages import PagePool
 from storage.ports import Entropy, Machine
 
 _SPOOL_KEY = "gridfs 2026 spool key"
@@ -143,7 +144,7 @@ async def open_filesystem(
     """
     async with (
         connected(machine, roster) as clients,
-        reach(config, roster, head_keys(config, keys, former), clients, _reading(options)) as grid,
+        reach(config, roster, head_keys(config, keys, former), clients, *_reading(options)) as grid,
         run_filesystem(machine, config, grid, database, spool_directory, options) as parts,
     ):
         yield parts
@@ -192,7 +193,7 @@ async def follow_filesystem(
     options = replace(options, read_only=True, atime=False)
     async with (
         connected(machine, roster) as clients,
-        reach(config, roster, head_keys(config, keys), clients, _reading(options)) as grid,
+        reach(config, roster, head_keys(config, keys), clients, *_reading(options)) as grid,
     ):
         clear_scratch(machine.disk, spool_directory)
         sealer = LocalSealer(keys.local_key, machine.entropy)
@@ -247,6 +248,8 @@ class Grid:
     heads: HeadServers
     history: History
     keys: HeadKeys
+    pages: PagePool
+    """The memory of all who move much data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,8 +288,12 @@ async def connected(machine: Machine, roster: Roster) -> AsyncIterator[dict[byte
         nursery.cancel_scope.cancel()
 
 
-def _reading(options: MountOptions) -> DownloaderConfig:
-    return DownloaderConfig(spans_max=1) if options.measure == "single" else DownloaderConfig()
+def _reading(options: MountOptions) -> tuple[DownloaderConfig, int]:
+    """How to read, and the bytes of memory that are kept for it and for writes."""
+    config = DownloaderConfig(lent_bytes=options.memory_bytes // 4)
+    if options.measure == "single":
+        config = replace(config, spans_max=1)
+    return config, options.memory_bytes
 
 
 @asynccontextmanager
@@ -296,16 +303,21 @@ async def reach(
     keys: HeadKeys,
     clients: dict[bytes, StorageClient],
     reading: DownloaderConfig | None = None,
+    pages_bytes: int = 16 << 20,
 ) -> AsyncIterator[Grid]:
-    """One file system's way to its servers, while the block runs. `clients` must be running."""
-    downloader = Downloader(clients, roster, reading)
+    """One file system's way to its servers, while the block runs. `clients` must be running. `pages_bytes`:
+    memory that is kept, with what is in use, for those who move much data."""
+    pages = PagePool(pages_bytes)
+    downloader = Downloader(clients, roster, reading, pages)
     uploader = Uploader(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server
     )
     heads = HeadServers(clients, config.head_list, roster, keys.log, keys.verifier())
     async with trio.open_nursery() as nursery:
         await nursery.start(downloader.run)
-        yield Grid(clients, roster, downloader, uploader, heads, History(heads, downloader, keys), keys)
+        yield Grid(
+            clients, roster, downloader, uploader, heads, History(heads, downloader, keys), keys, pages
+        )
         nursery.cancel_scope.cancel()
 
 
@@ -371,11 +383,12 @@ def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, 
     uploader, downloader = grid.uploader, grid.downloader
     capacity = Capacity(grid.clients, CapacityConfig(config.k, config.n))
 
+    pages = grid.pages
     sealed_bytes = options.memory_bytes * 3 // 10
     secret = grid.keys.tree.convergence_secret
     writer_config = WriterConfig(config.k, config.n, secret, sealed_bytes_max=sealed_bytes)
     freezer = Freezer(log, dirty, FreezeConfig(config.k))
-    writer = Writer(machine, log, dirty, uploader, freezer, lambda: head_state.stamp, writer_config)
+    writer = Writer(machine, log, dirty, uploader, freezer, lambda: head_state.stamp, writer_config, pages)
     settings = Settings(
         config.file_system,
         config.k,
@@ -386,7 +399,7 @@ def _build(machine: Machine, config: Config, grid: Grid, options: MountOptions, 
     )
     reading = ReaderConfig(in_place=options.measure != "copying")
     reader = Reader(log.metadata, dirty, log.spool, downloader, reading)
-    prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 3))
+    prefetcher = Prefetcher(reader, ReadaheadConfig(budget_bytes=options.memory_bytes // 2), pages)
     stamps = Stamps(machine.clock)
     contents_config = ContentsConfig(room_timeout_s=options.grid_timeout_s)
     contents = Contents(log, dirty, writer, prefetcher, stamps, contents_config)

@@ -6,15 +6,14 @@ and an exit code. What a command needs is imported when it runs.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, NoReturn
-
-import typer
+from typing import TYPE_CHECKING, NoReturn
 
 from storage.version import __version__
 
@@ -43,47 +42,53 @@ class Failed(Exception):
         self.code = code
 
 
-app = typer.Typer(
-    name="gridfs-storage",
-    help="Keep shares of gridfs file systems for clients that need not trust this server.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Failed(f"{message}: see {self.prog} --help", EXIT_USAGE)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"gridfs-storage {__version__}")
-        raise typer.Exit
+def _parser() -> argparse.ArgumentParser:
+    """Not typer, which the rest of the project uses: it alone takes a quarter of a server's memory."""
+    parser = _Parser(
+        prog="gridfs-storage",
+        description="Keep shares of gridfs file systems for clients that need not trust this server.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"gridfs-storage {__version__}", help="Print the version."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+
+    serving = commands.add_parser(
+        "serve", help="Serve DIR until SIGTERM or SIGINT.", description=serve.__doc__, allow_abbrev=False
+    )
+    serving.add_argument("directory", metavar="DIR", help="Where shares are kept; made where missing.")
+    serving.add_argument(
+        "--listen", required=True, metavar="unix:PATH|tls://HOST:PORT", help="Where to listen."
+    )
+    serving.add_argument(
+        "--sync", default="group", metavar="none|group|each", help="When shares are synced (group)."
+    )
+    serving.add_argument("--capacity", metavar="BYTES", help="Bytes that shares may take (K, M, G, T work).")
+    serving.add_argument(
+        "--copying", action="store_true", help="Copy every answer before it is sent, to measure its cost."
+    )
+    serving.set_defaults(run=serve)
+
+    giving = commands.add_parser(
+        "access", help="Make an account, and print its URL.", description=access.__doc__, allow_abbrev=False
+    )
+    giving.add_argument("directory", metavar="DIR", help="The directory that a server serves.")
+    giving.add_argument(
+        "--rights", default="full", metavar="full|read", help="What the client may do (full)."
+    )
+    giving.set_defaults(run=access)
+    return parser
 
 
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    del version
-
-
-@app.command()
-def serve(
-    directory: Annotated[
-        str, typer.Argument(metavar="DIR", help="Where shares are kept; made where missing.")
-    ],
-    listen: Annotated[str, typer.Option(metavar="unix:PATH|tls://HOST:PORT", help="Where to listen.")],
-    sync: Annotated[str, typer.Option(metavar="none|group|each", help="When shares are synced.")] = "group",
-    capacity: Annotated[
-        str | None, typer.Option(metavar="BYTES", help="Bytes that shares may take (K, M, G and T work).")
-    ] = None,
-    copying: Annotated[
-        bool,
-        typer.Option("--copying", help="Copy every answer before it is sent, to measure what that costs."),
-    ] = False,
-) -> None:
+def serve(directory: str, listen: str, sync: str, capacity: str | None, copying: bool) -> None:
     """Serve DIR until SIGTERM or SIGINT. Prints the server's public URL as soon as it listens."""
-    from storage.host import lock_directory
+    from storage.host import have_one_heap, lock_directory
     from storage.server import ServerConfig
     from storage.wire.messages import READV_SIZE_MAX
     from storage.wire.url import parse_listen
@@ -95,16 +100,13 @@ def serve(
     with _usage():
         address = _make_absolute(parse_listen(listen))
     directory = os.path.abspath(directory)
+    have_one_heap()
     with lock_directory(directory), _logging():
         _raise_descriptor_limit()
         _run(directory, address, config)
 
 
-@app.command()
-def access(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="The directory that a server serves.")],
-    rights: Annotated[str, typer.Option(metavar="full|read", help="What the client may do.")] = "full",
-) -> None:
+def access(directory: str, rights: str) -> None:
     """Make an account, and print the URL with its secret: one line of a servers FILE. Keep it private."""
     from storage.host import OsDisk, SystemEntropy
     from storage.identity import create_account, load_identity, recorded_address
@@ -129,7 +131,9 @@ def main() -> None:
 
     os.umask(0o077)
     try:
-        code = app(standalone_mode=False)
+        given = vars(_parser().parse_args())
+        del given["command"]
+        given.pop("run")(**given)
     except Failed as error:
         _end(str(error), error.code)
     except Conflict as error:
@@ -139,15 +143,10 @@ def main() -> None:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         _end(f"{name}{error.strerror or error}", EXIT_FAILED)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         _end("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
-        # typer's and click's errors have no common base over their versions, but both say how they read.
-        message = getattr(error, "format_message", None)
-        if message is None:
-            _end(f"an error of this program: {type(error).__name__}: {error}", EXIT_FAILED)
-        _end(message() or "a command is missing: see gridfs-storage --help", EXIT_USAGE)
-    sys.exit(code if isinstance(code, int) else 0)
+        _end(f"an error of this program: {type(error).__name__}: {error}", EXIT_FAILED)
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -1,47 +1,110 @@
 """Page-aligned memory that is used again: what direct disk access needs, and fresh pages cost too much for.
 
 The kernel zeroes every page that a process touches first, and a virtual machine may have to fetch it from
-its host: up to 2.3 ms of CPU a megabyte were measured, ten times the cost of receiving and writing it.
-Used from the loop's thread only; what is lent may be filled in any thread.
+its host: up to 2.3 ms of CPU a megabyte were measured, ten times the cost of receiving and writing it. On
+the heap large buffers of many sizes leave holes that the next one does not fit into, and it only grows.
+
+What is lent comes back by itself when no view of it is left: nobody says so, and nobody can go on using what
+is somebody else's by now. Taken in the loop's thread only; filled, and let go, in any.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
-
-from storage.ports import Buffer
+import weakref
+from collections import OrderedDict, deque
 
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+_BLOCK_SIZE = 65536 + 16
+_SLACK = 2 * mmap.PAGESIZE
+"""Beside the blocks of a class: a share's header and table, or what direct access reads beside a range."""
+
+
+class _Loan(weakref.ref[ctypes.Array[ctypes.c_char]]):
+    """What all views of something lent refer to."""
+
+    __slots__ = ("pages",)
+    pages: mmap.mmap
 
 
 class PagePool:
-    """Lends buffers; keeps up to `kept_bytes_max` of those that came back."""
+    """Lends memory; keeps what came back, of the sizes that are in use, while that and what is lent are no
+    more than `bytes_max`."""
 
-    def __init__(self, kept_bytes_max: int) -> None:
-        self._kept_bytes_max = kept_bytes_max
-        self._kept: dict[int, list[mmap.mmap]] = {}
-        self.kept_bytes = 0
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._kept: OrderedDict[int, list[mmap.mmap]] = OrderedDict()
+        """By size, the least used size first."""
+        self._loans: dict[int, _Loan] = {}
+        """By identity."""
+        self._back: deque[mmap.mmap] = deque()
+        """Came back, in whatever thread, and is not sorted in yet."""
+        self._kept_bytes = 0
+        self._lent_bytes = 0
+        """Of what is referred to, and of `_back`."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory for the next ones."""
+        self._settle()
+        return self._kept_bytes
+
+    @property
+    def lent_bytes(self) -> int:
+        """Memory that is referred to."""
+        self._settle()
+        return self._lent_bytes
 
     def take(self, size: int) -> memoryview:
         """`size` bytes that begin on a page. Contents are whatever was there before."""
-        rounded = _class_size(size)
-        kept = self._kept.get(rounded)
-        if kept:
-            self.kept_bytes -= rounded
-            return memoryview(kept.pop())[:size]
-        return memoryview(mmap.mmap(-1, rounded, flags=_PRIVATE))[:size]
+        self._settle()
+        rounded = class_size(size)
+        pages = self._reused(rounded) or mmap.mmap(-1, rounded, flags=_PRIVATE)
+        # All views refer to the loan, and so it ends with the last of them.
+        lent = (ctypes.c_char * rounded).from_buffer(pages)
+        loan = _Loan(lent, self._ended)
+        loan.pages = pages
+        self._loans[id(loan)] = loan
+        self._lent_bytes += rounded
+        self._trim()
+        return memoryview(lent).cast("B")[:size]
 
-    def give(self, buffer: Buffer) -> None:
-        """Take a buffer back, once nobody uses it any more. What was not lent here is left alone."""
-        if not isinstance(buffer, memoryview) or not isinstance(buffer.obj, mmap.mmap):
-            return
-        pages = buffer.obj
-        buffer.release()
-        if self.kept_bytes + len(pages) <= self._kept_bytes_max:
-            self.kept_bytes += len(pages)
-            self._kept.setdefault(len(pages), []).append(pages)
+    def _reused(self, size: int) -> mmap.mmap | None:
+        kept = self._kept.get(size)
+        if not kept:
+            return None
+        self._kept.move_to_end(size)
+        self._kept_bytes -= size
+        return kept.pop()
+
+    def _ended(self, loan: _Loan) -> None:
+        """In whatever thread the last view went, between any two steps of the others."""
+        self._back.append(self._loans.pop(id(loan)).pages)
+
+    def _settle(self) -> None:
+        """Keep what came back, in place of what was not used for long."""
+        while self._back:
+            pages = self._back.popleft()
+            size = len(pages)
+            self._kept.setdefault(size, []).append(pages)
+            self._kept.move_to_end(size)
+            self._kept_bytes += size
+            self._lent_bytes -= size
+        self._trim()
+
+    def _trim(self) -> None:
+        while self._kept_bytes and self._kept_bytes + self._lent_bytes > self._bytes_max:
+            size, kept = next(iter(self._kept.items()))
+            if kept:
+                del kept[0]
+                self._kept_bytes -= size
+            if not kept:
+                del self._kept[size]
 
 
-def _class_size(size: int) -> int:
-    """The next power of two; pages of it that are never touched take no memory."""
-    return max(mmap.PAGESIZE, 1 << max(0, size - 1).bit_length())
+def class_size(size: int) -> int:
+    """A power of two of blocks, and a little; pages of it that are never touched take no memory."""
+    blocks = -(-max(0, size - _SLACK) // _BLOCK_SIZE)
+    rounded = (1 << max(0, blocks - 1).bit_length()) * _BLOCK_SIZE + _SLACK
+    return -(-rounded // mmap.PAGESIZE) * mmap.PAGESIZE

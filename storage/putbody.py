@@ -17,17 +17,15 @@ from storage.wire.messages import Put
 
 
 class PutBody:
-    """Shares of one put, in the order of the request. `give_back` must be called in the end."""
+    """Shares of one put, in the order of the request."""
 
     def __init__(self, request: Put, pages: PagePool) -> None:
         """Takes the memory: the caller has bounded it."""
         self.request = request
         self.missing = sum(share.size for share in request.shares)
         """Bytes still to come."""
-        self._pages = pages
         self._shares: list[Buffer] = [
-            # Larger shares get files of their own, which wants pages. The others are appended by the
-            # committing task, which may still hold them when a cancelled caller gives the memory back.
+            # Larger shares get files of their own, which wants pages.
             pages.take(share.size) if share.size > SMALL_SHARE_MAX else bytearray(share.size)
             for share in request.shares
         ]
@@ -67,12 +65,6 @@ class PutBody:
         if self.missing:
             raise Corrupt(f"{self.missing} bytes of the shares are missing")
         return self._shares
-
-    def give_back(self) -> None:
-        """Nobody uses the memory any more. Idempotent."""
-        self._views.clear()
-        while self._shares:
-            self._pages.give(self._shares.pop())
 
     def _verify(self, piece: memoryview, *, last: bool) -> None:
         if self._verifier is None:

@@ -45,7 +45,6 @@ class ReadPlan:
 
     __slots__ = (
         "_backend",
-        "_pages",
         "_pieces",
         "_pool",
         "copied",
@@ -60,7 +59,6 @@ class ReadPlan:
         self._backend = backend
         self._pool = pool
         self._pieces: list[Piece] = []
-        self._pages: list[memoryview] = []
         self.lengths: list[int] = []
         """Bytes per span, in the order asked."""
         self.parts: list[Part] = []
@@ -95,18 +93,15 @@ class ReadPlan:
         self.parts = [copy] if copy else []
         self.copied = len(copy)
 
-    def borrow(self, size: int) -> memoryview:
-        """Page-aligned memory, the plan's until `close`."""
-        pages = self._pool.take(size)
-        self._pages.append(pages)
-        return pages
+    def memory(self, size: int) -> memoryview:
+        """Page-aligned memory."""
+        return self._pool.take(size)
 
     def close(self) -> None:
         """Idempotent. The parts are not to be used any more."""
         while self._pieces:
             self._backend.unpin(self._pieces.pop())
-        while self._pages:
-            self._pool.give(self._pages.pop())
+        self.parts = []
 
     def _add_range(self, wanted: FileRange) -> None:
         self.size += wanted.length
@@ -149,6 +144,26 @@ class _Copy:
                 raise OSError(0, "a share is shorter than its index says")
 
 
+class _DirectRead:
+    """A range on its way from the disk into memory of our own."""
+
+    __slots__ = ("_part", "_start", "pages", "wanted")
+
+    def __init__(self, part: FileRange, plan: ReadPlan) -> None:
+        self._part = part
+        self._start = part.offset // _PAGE_SIZE * _PAGE_SIZE
+        skip = part.offset - self._start
+        self.pages = plan.memory(-(-(skip + part.length) // _PAGE_SIZE) * _PAGE_SIZE)
+        """All pages that the range touches."""
+        self.wanted = self.pages[skip : skip + part.length]
+
+    def fetch(self) -> None:
+        """Waits for the disk. Raises OSError."""
+        part = self._part
+        if part.file.read_direct(self.pages, self._start) < part.offset - self._start + part.length:
+            raise OSError(0, "a share is shorter than its index says")
+
+
 class ColdReads:
     """Brings into memory what a plan still has on the disk."""
 
@@ -188,13 +203,27 @@ class ColdReads:
         plan.use(copy.buffer)
 
     async def _load(self, plan: ReadPlan, indexes: Sequence[int]) -> None:
+        """All in one go: each way to a thread and back costs as much as a part of a hundred kilobytes."""
+        calls: list[Callable[[], None]] = []
+        reads: list[tuple[int, _DirectRead]] = []
+        size = 0
         for index in indexes:
             part = plan.parts[index]
             assert isinstance(part, FileRange)
             if part.length < DIRECT_SIZE_MIN or self._direct_bytes > DIRECT_BYTES_MAX or self._is_known(part):
-                await self._offload.run(self._page_cache.load, *part)
+                calls.append(partial(self._page_cache.load, *part))
             else:
-                plan.parts[index] = await self._read(plan, part)
+                read = _DirectRead(part, plan)
+                reads.append((index, read))
+                calls.append(read.fetch)
+                size += len(read.pages)
+        self._direct_bytes += size
+        try:
+            await self._offload.run(_call, calls)
+        finally:
+            self._direct_bytes -= size
+        for index, read in reads:
+            plan.parts[index] = read.wanted
 
     def _is_known(self, part: FileRange) -> bool:
         """Whether some of the range was read before."""
@@ -202,16 +231,7 @@ class ColdReads:
         self._read_up_to[part.file] = max(up_to, part.offset + part.length)
         return part.offset < up_to
 
-    async def _read(self, plan: ReadPlan, part: FileRange) -> memoryview:
-        start = part.offset // _PAGE_SIZE * _PAGE_SIZE
-        skip = part.offset - start
-        size = -(-(skip + part.length) // _PAGE_SIZE) * _PAGE_SIZE
-        self._direct_bytes += size
-        try:
-            pages = plan.borrow(size)
-            count = await self._offload.run(part.file.read_direct, pages, start)
-        finally:
-            self._direct_bytes -= size
-        if count < skip + part.length:
-            raise OSError(0, "a share is shorter than its index says")
-        return pages[skip : skip + part.length]
+
+def _call(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()

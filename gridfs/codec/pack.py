@@ -178,9 +178,9 @@ def convergent_key(convergence_secret: bytes, plaintext: Buffer) -> bytes:
     return blake3(b"".join(head), key=convergence_secret).update(view).digest()
 
 
-def new_columns(k: int) -> list[bytearray]:
-    """Memory for the primary columns of one pack, to be used again and again by `seal_pack`."""
-    return [bytearray(rows_max(k) * BLOCK_SIZE) for _ in range(k)]
+def column_bytes_max(k: int) -> int:
+    """Bytes of each primary column of a full pack."""
+    return rows_max(k) * BLOCK_SIZE
 
 
 def seal_pack(
@@ -191,14 +191,14 @@ def seal_pack(
     pack_key: bytes | None,
     convergence_secret: bytes,
     known_key: bytes | None = None,
-    memory: Sequence[bytearray] | None = None,
+    memory: Sequence[memoryview] | None = None,
 ) -> SealedPack:
     """Seal runs into a pack and build its shares. Touches no event loop; pure.
 
     runs: the plaintext of each, all of which fit (`LayoutPlan`); the buffers must not change meanwhile.
     pack_key: 32 bytes that never sealed anything else, or None for a convergent pack (one run).
     known_key: the run's convergent key, where the caller has computed it already.
-    memory: what `new_columns` made; it belongs to the pack until that is uploaded. None: fresh memory.
+    memory: k times `column_bytes_max`, whatever it holds, for the primary columns; None: fresh memory.
     """
     convergent = pack_key is None
     if convergent and len(runs) != 1:
@@ -209,7 +209,7 @@ def seal_pack(
     views = [memoryview(run).cast("B") for run in runs]
     layout = plan_layout(k, [len(view) for view in views])
     geometry = Geometry(k, n, layout.stream_length)
-    columns = _primary_columns(geometry, memory)
+    columns = _primary_columns(geometry, memory, is_gapless=len(views) == 1)
     sealed_runs = []
     for number, (place, view) in enumerate(zip(layout.runs, views, strict=True)):
         sealed_runs.append(SealedRun(place.offset, place.length, run_key(key, convergent, number)))
@@ -218,19 +218,26 @@ def seal_pack(
     return _with_shares(geometry, [*columns, *parity], key, convergent, tuple(sealed_runs))
 
 
-def _primary_columns(geometry: Geometry, memory: Sequence[bytearray] | None) -> list[memoryview]:
-    """One zeroed column per primary, all as long as the longest; empty primaries share one of zeros."""
+def _primary_columns(
+    geometry: Geometry, memory: Sequence[memoryview] | None, *, is_gapless: bool
+) -> list[memoryview]:
+    """One column per primary, all as long as the longest: zeros wherever no segment will be sealed.
+
+    Empty primaries share one of zeros. `is_gapless`: segments will fill each column as far as it has data.
+    """
     size = geometry.data_length(0)
-    zeros = bytes(size)
+    empty = memoryview(bytes(size)) if not geometry.data_length(geometry.k - 1) else None
     columns = []
     for number in range(geometry.k):
-        if not geometry.data_length(number):
-            columns.append(memoryview(zeros))
+        length = geometry.data_length(number)
+        if not length and empty is not None:
+            columns.append(empty)
         elif memory is None:
             columns.append(memoryview(bytearray(size)))
         else:
-            column = memoryview(memory[number])[:size]
-            column[:] = zeros
+            column = memory[number][:size]
+            rest = column[length if is_gapless else 0 :]
+            rest[:] = bytes(len(rest))
             columns.append(column)
     return columns
 

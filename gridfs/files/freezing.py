@@ -65,8 +65,6 @@ class Flight:
     """Random pack key, or None for a convergent pack of one run."""
     cost: int = 0
     """Bytes of memory it is counted with."""
-    memory: list[bytearray] | None = None
-    """What the pack's primary columns lie in."""
     places: list[tuple[int, int]] = field(default_factory=list)
     """(stream offset, bytes of plaintext) of each run in the pack."""
     pack: PackRecord | None = None

@@ -5,7 +5,9 @@ being read and one on its way, or two where servers are far; a handle that jumps
 for. Each window is one fetch, so each server sees one readv for it, and its buffer is handed to the
 kernel without another copy. A reader waits for whole windows: over a slow line they stay small.
 
-All windows of a mount share one byte budget; past it, reads go on without read-ahead.
+All windows of a mount share one byte budget, and handles that read on at the same time share it evenly:
+windows are as large as to let each of them have its own. Past the budget reads go on without read-ahead.
+Windows mostly end at multiples of their size, as packs of large files do, too.
 """
 
 from __future__ import annotations
@@ -17,7 +19,13 @@ import trio
 
 from gridfs.files.reader import Opened, Reader
 from storage.client import Traffic
+from storage.pages import PagePool
 from storage.ports import Buffer
+
+BEHIND = 1
+"""Windows of a handle that are read but for pieces that others have overtaken."""
+HEAP_BYTES_MAX = 128 << 10
+"""Smaller replies come from the heap, which is quicker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,7 @@ class ReadaheadConfig:
     """Where no largest window came sooner of late, two are kept on their way."""
     budget_bytes: int = 48 << 20
     """All windows of all handles."""
-    near_bytes: int = 4 << 20
+    near_bytes: int = 8 << 20
     """The kernel's own read-ahead comes in pieces that overtake each other by this much."""
 
 
@@ -41,7 +49,7 @@ class ReadaheadConfig:
 class _Window:
     start: int
     end: int
-    buffer: bytearray | None
+    buffer: memoryview | None
     traffic: Traffic
     ready: trio.Event = field(default_factory=trio.Event)
     fetching: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -53,16 +61,18 @@ class _Window:
 class Prefetcher:
     """Runs the fetches of all handles and keeps their byte budget."""
 
-    def __init__(self, reader: Reader, config: ReadaheadConfig) -> None:
+    def __init__(self, reader: Reader, config: ReadaheadConfig, pages: PagePool | None = None) -> None:
+        """`pages`: the memory of all who move much data."""
         self.reader = reader
         self.config = config
+        self.pages = pages or PagePool(config.budget_bytes)
         self.bytes = 0
+        self.handles = 0
+        """Those that have windows now."""
         self._times: deque[float] = deque(maxlen=8)
         """Seconds that the last largest windows took."""
         self._bytes_per_s = float("inf")
         """At which the last window came."""
-        self._used: list[bytearray] = []
-        """Buffers of full windows that were let go: taken again once no reply refers to them."""
         self._send, self._receive = trio.open_memory_channel[tuple[int, _Window]](256)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -73,16 +83,19 @@ class Prefetcher:
                 nursery.start_soon(self._fetch, ino, window)
 
     def begin(self, ino: int, start: int, end: int, traffic: Traffic) -> _Window | None:
-        """Start fetching a window; None if the budget has no room."""
-        size = end - start
-        if self.bytes + size > self.config.budget_bytes:
-            return None
-        window = _Window(start, end, self._buffer(size), traffic)
+        """Start fetching a window, up to `end` if the budget has the room; None if it has next to none."""
+        config = self.config
+        room = config.budget_bytes - self.bytes
+        if end - start > room:
+            if room < config.window_bytes_min:
+                return None
+            end = start + room // config.window_bytes_min * config.window_bytes_min
+        window = _Window(start, end, self.pages.take(end - start), traffic)
         try:
             self._send.send_nowait((ino, window))
         except trio.WouldBlock:
             return None
-        self.bytes += size
+        self.bytes += end - start
         return window
 
     @property
@@ -90,14 +103,27 @@ class Prefetcher:
         """To be kept on their way for each handle."""
         return 2 if len(self._times) > 1 and min(self._times) >= self.config.far_s else 1
 
+    @property
+    def first_size(self) -> int:
+        """Bytes of the window that a handle begins with."""
+        return min(self.config.window_bytes_min, self._window_bytes_max())
+
     def size_after(self, size: int) -> int:
         """Bytes of the window that follows one of `size` bytes."""
         config = self.config
-        size, coming = min(2 * size, config.window_bytes_max), self._bytes_per_s * config.window_s_max
+        size, coming = min(2 * size, self._window_bytes_max()), self._bytes_per_s * config.window_s_max
         if coming >= size:
             return size
         least = config.window_bytes_least
         return max(least, int(coming) // least * least)
+
+    def _window_bytes_max(self) -> int:
+        """Of each handle, if all that read on have as many windows."""
+        config, size = self.config, self.config.window_bytes_max
+        part = config.budget_bytes // (max(1, self.handles) * (BEHIND + 1 + self.windows_ahead))
+        while size > part and size > config.window_bytes_least:
+            size //= 2
+        return size
 
     def finish(self, window: _Window) -> None:
         """The handle lets go of a window; its memory is free once no reply uses it.
@@ -107,24 +133,8 @@ class Prefetcher:
         if not window.stale:
             window.stale = True
             self.bytes -= window.end - window.start
-        if window.buffer is not None and len(window.buffer) == self.config.window_bytes_max:
-            self._used.append(window.buffer)
-            del self._used[: -self._used_max]
         window.buffer = None
         window.fetching.cancel()
-
-    @property
-    def _used_max(self) -> int:
-        return max(1, self.config.budget_bytes // self.config.window_bytes_max)
-
-    def _buffer(self, size: int) -> bytearray:
-        """Memory for a window, whatever it holds."""
-        if size == self.config.window_bytes_max:
-            for index, buffer in enumerate(self._used):
-                if _is_free(buffer):
-                    del self._used[index]
-                    return buffer
-        return bytearray(size)
 
     async def _fetch(self, ino: int, window: _Window) -> None:
         buffer = window.buffer
@@ -132,7 +142,7 @@ class Prefetcher:
             began = trio.current_time()
             with window.fetching:
                 try:
-                    await self.reader.read_into(ino, window.start, memoryview(buffer), window.traffic)
+                    await self.reader.read_into(ino, window.start, buffer, window.traffic)
                     self._came(len(buffer), trio.current_time() - began)
                 except Exception as error:  # told to whoever waits for the window
                     window.error = error
@@ -168,10 +178,12 @@ class Readahead:
         if window is None and not self.jumped:
             self._restart(offset, end, size)
             window = self._covering(offset)
-        self._next = max(self._next, end) if window is not None else end
         if window is None:
-            self.clear()
+            if self.jumped:
+                self.clear()
+            self._next = end if not self._windows else max(self._next, end)
             return await self._direct(offset, end, opened)
+        self._next = max(self._next, end)
         self._extend(offset, end, size)
         covering = self._through(window, end)
         for each in covering:
@@ -197,7 +209,7 @@ class Readahead:
 
     def _serve(self, window: _Window, start: int, end: int) -> memoryview:
         assert window.buffer is not None
-        part = memoryview(window.buffer)[start - window.start : end - window.start]
+        part = window.buffer[start - window.start : end - window.start]
         window.served += end - start
         if window.served >= window.end - window.start and window in self._windows:
             self._drop(window)
@@ -208,10 +220,10 @@ class Readahead:
         for window in list(self._windows):
             self._drop(window)
 
-    async def _direct(self, offset: int, end: int, opened: list[Opened] | None = None) -> bytearray:
-        out = bytearray(end - offset)
-        reader = self._prefetcher.reader
-        await reader.read_into(self._ino, offset, memoryview(out), Traffic.DEMAND, opened)
+    async def _direct(self, offset: int, end: int, opened: list[Opened] | None = None) -> Buffer:
+        size, prefetcher = end - offset, self._prefetcher
+        out = prefetcher.pages.take(size) if size > HEAP_BYTES_MAX else memoryview(bytearray(size))
+        await prefetcher.reader.read_into(self._ino, offset, out, Traffic.DEMAND, opened)
         return out
 
     def _covering(self, offset: int) -> _Window | None:
@@ -227,14 +239,15 @@ class Readahead:
         return self._windows[0].start - near <= offset <= self._windows[-1].end + near
 
     def _restart(self, offset: int, end: int, size: int) -> None:
-        if self._windows and offset >= self._windows[-1].end:
-            self._extend(offset, end, size)
-            return
-        self.clear()
-        self._step = self._config.window_bytes_min
-        stop = min(size, max(end, offset + self._step))
+        if self._windows:
+            if offset >= self._windows[-1].end:
+                self._extend(offset, end, size)
+            return  # what lies before the windows was overtaken, or is read once more
+        self._step = self._prefetcher.first_size
+        stop = min(size, max(end, _end_of(offset, self._step)))
         window = self._prefetcher.begin(self._ino, offset, stop, Traffic.DEMAND)
         if window is not None:
+            self._prefetcher.handles += 1
             self._windows.append(window)
 
     def _extend(self, offset: int, end: int, size: int) -> None:
@@ -247,7 +260,7 @@ class Readahead:
             if ahead >= size or ahead - end >= self._step * self._prefetcher.windows_ahead:
                 return
             self._step = self._prefetcher.size_after(self._step)
-            stop = min(size, ahead + self._step)
+            stop = min(size, _end_of(ahead, self._step))
             further = self._prefetcher.begin(self._ino, ahead, stop, Traffic.PREFETCH)
             if further is None:
                 return
@@ -255,13 +268,13 @@ class Readahead:
 
     def _drop(self, window: _Window) -> None:
         self._windows.remove(window)
+        if not self._windows:
+            self._prefetcher.handles -= 1
         self._prefetcher.finish(window)
 
 
-def _is_free(buffer: bytearray) -> bool:
-    """Whether no view of the buffer exists: only then it may change its size."""
-    try:
-        buffer.append(buffer.pop())  # in this order the memory stays where it is
-    except BufferError:
-        return False
-    return True
+def _end_of(start: int, size: int) -> int:
+    """Where a window of about `size` bytes ends: a power of two at a multiple of it, not right behind it."""
+    if size & (size - 1):
+        return start + size
+    return (start + size + size // 2) // size * size

@@ -22,6 +22,7 @@ from storage.format.share import BLOCK_SIZE, Geometry
 
 SEGMENT = 65536
 PACK_REFS_MAX = 4096
+_ZEROS = memoryview(bytes(SEGMENT))
 
 SegmentName = tuple[int, int, int]
 """Pack reference, run, ordinal of the segment in the run."""
@@ -257,5 +258,6 @@ class Reader:
 
 
 def _zero(out: memoryview) -> None:
-    if len(out):
-        out[:] = bytes(len(out))
+    for start in range(0, len(out), SEGMENT):
+        part = out[start : start + SEGMENT]
+        part[:] = _ZEROS[: len(part)]

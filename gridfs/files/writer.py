@@ -25,12 +25,7 @@ from dataclasses import dataclass
 
 import trio
 
-from gridfs.codec.pack import (
-    SealedPack,
-    convergent_key,
-    new_columns,
-    seal_pack,
-)
+from gridfs.codec.pack import SealedPack, column_bytes_max, convergent_key, seal_pack
 from gridfs.files.dirty import DirtyData
 from gridfs.files.freezing import Flight, Freezer, Run
 from gridfs.files.log import OperationLog
@@ -40,6 +35,7 @@ from gridfs.meta.operations import KIND_DATA, Commit, ExtentRecord, PackRecord
 from gridfs.meta.packs import as_record
 from gridfs.meta.store import key_hash
 from storage.errors import Corrupt, Exhausted, StorageError, Unavailable
+from storage.pages import PagePool
 from storage.ports import Machine
 
 logger = logging.getLogger(__name__)
@@ -87,7 +83,10 @@ class Writer:
         freezer: Freezer,
         stamp: Callable[[], tuple[int, int]],
         config: WriterConfig,
+        pages: PagePool | None = None,
     ) -> None:
+        """`pages`: the memory of all who move much data."""
+        self._pages = pages or PagePool(config.sealed_bytes_max)
         self._machine = machine
         self._log = log
         self._dirty = dirty
@@ -99,8 +98,6 @@ class Writer:
         self._wake = trio.Event()
         self._progress = trio.Event()
         self._seal_turn = trio.Lock()
-        self._plaintext = bytearray()
-        self._columns: list[list[bytearray]] = []
         self._halted: Exception | None = None
         self.sealed_bytes = 0
         self.trouble: str | None = None
@@ -233,8 +230,6 @@ class Writer:
         flight.cost = length * self._config.n // self._config.k + (1 << 16) * self._config.n
         if len(flight.runs) > 1 or not self._freezer.has_own_pack(length):
             flight.key = self._machine.entropy.token(32)
-        if length >= self._freezer.pack_bytes // 2:
-            flight.memory = self._columns.pop() if self._columns else new_columns(self._config.k)
         self._flights.append(flight)
 
     async def _admit(self, cost: int) -> None:
@@ -246,8 +241,9 @@ class Writer:
     ) -> None:
         async with self._seal_turn:
             task_status.started()
+            plaintext = self._pages.take(flight.length)
             try:
-                key, unread = await self._machine.offload.run(self._load, flight)
+                key, unread = await self._machine.offload.run(self._load, flight, plaintext)
             finally:
                 for run in flight.runs:
                     for piece in run.pieces:
@@ -256,13 +252,20 @@ class Writer:
             flight.pack = await self._looked_up(key)
             sealed = None
             if flight.pack is None and flight.runs:
-                sealed = await self._machine.offload.run(self._seal, flight, key)
+                columns = self._memory(flight.length)
+                sealed = await self._machine.offload.run(self._seal, flight, key, plaintext, columns)
+            del plaintext
         if sealed is not None:
             flight.places = [(run.offset, run.length) for run in sealed.runs]
             flight.pack = pack_record(sealed, await self._upload(sealed), KIND_DATA)
-        if flight.memory is not None:
-            self._columns.append(flight.memory)
+            del columns, sealed  # a commit may have to wait
         await self._commit_ready()
+
+    def _memory(self, length: int) -> list[memoryview] | None:
+        """For the primary columns of a pack of so many bytes; None for those that lie on the heap."""
+        if length < self._freezer.pack_bytes // 2:
+            return None
+        return [self._pages.take(column_bytes_max(self._config.k)) for _ in range(self._config.k)]
 
     # ---- what the spool does not give back
 
@@ -325,14 +328,11 @@ class Writer:
                 self.trouble = None
                 return receipt
 
-    def _load(self, flight: Flight) -> tuple[bytes | None, dict[Run, str]]:
-        """In a worker thread: read the runs from the spool, side by side.
+    def _load(self, flight: Flight, view: memoryview) -> tuple[bytes | None, dict[Run, str]]:
+        """In a worker thread: read the runs from the spool, side by side, into `view`.
 
         Returns the convergent key, if the pack has one, and why which runs cannot be read.
         """
-        if len(self._plaintext) < flight.length:
-            self._plaintext = bytearray(flight.length)
-        view = memoryview(self._plaintext)
         position = 0
         unread: dict[Run, str] = {}
         for run in flight.runs:
@@ -353,9 +353,10 @@ class Writer:
             self._log.spool.read_into(piece.source, piece.skip, view[position : position + size])
             position += size
 
-    def _seal(self, flight: Flight, key: bytes | None) -> SealedPack:
-        """In a worker thread, behind `_load`: seal what was read."""
-        view = memoryview(self._plaintext)
+    def _seal(
+        self, flight: Flight, key: bytes | None, view: memoryview, columns: list[memoryview] | None
+    ) -> SealedPack:
+        """In a worker thread, behind `_load`: seal what was read into `view`."""
         buffers = []
         position = 0
         for run in flight.runs:
@@ -368,7 +369,7 @@ class Writer:
             pack_key=flight.key,
             convergence_secret=self._config.convergence_secret,
             known_key=key,
-            memory=flight.memory,
+            memory=columns,
         )
 
     # ---- committing (no awaits)

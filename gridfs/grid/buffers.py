@@ -1,7 +1,7 @@
-"""Buffers for sealed bytes on their way in: lent, bounded, and used again.
+"""Room for sealed bytes on their way in: how much of it is lent at one time is bounded.
 
-Fresh memory costs more than the bytes that pass through it (the kernel zeroes every page), so buffers are
-kept, in sizes of a power of two of blocks. What is lent at one time is bounded too.
+Memory that is lent comes back by itself (`storage.pages`), and so not before a request that was left behind
+has let go of it. Little of it comes from the heap, which is quicker.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 import trio
 
 from storage.format.share import BLOCK_SIZE
+from storage.pages import PagePool
+
+HEAP_BYTES_MAX = 2 * BLOCK_SIZE
 
 
 class BufferPool:
-    """Buffers of at least a given size; contents are whatever was there before."""
+    """Buffers of a given size; contents are whatever was there before."""
 
-    def __init__(self, kept_bytes_max: int, lent_bytes_max: int) -> None:
-        self._kept_bytes_max = kept_bytes_max
+    def __init__(self, pages: PagePool, lent_bytes_max: int) -> None:
+        self._pages = pages
         self._lent_bytes_max = lent_bytes_max
-        self._kept: dict[int, list[bytearray]] = {}
         self._turn = trio.StrictFIFOLock()
         self._room = trio.Event()
-        self.kept_bytes = 0
         self.lent_bytes = 0
 
-    async def take(self, size: int) -> bytearray:
+    async def take(self, size: int) -> memoryview:
         """Borrow a buffer; waits, first come first served, while more than the bound would be lent.
 
         A size above the bound is lent alone. Pass it to `give` in any case. A checkpoint only if it waits.
         """
-        size = _class_size(size)
         if self._has_room(size) and not self._turn.locked():
             return self._lend(size)
         async with self._turn:
@@ -37,31 +37,18 @@ class BufferPool:
                 await self._room.wait()
             return self._lend(size)
 
-    def take_nowait(self, size: int) -> bytearray:
+    def take_nowait(self, size: int) -> memoryview:
         """Borrow above the bound: for one who holds a buffer already, and must not wait for others who do."""
-        return self._lend(_class_size(size))
+        return self._lend(size)
 
-    def give(self, buffer: bytearray, *, reuse: bool) -> None:
-        """Return a buffer. Not for reuse while anybody might still write into it."""
-        size = len(buffer)
-        self.lent_bytes -= size
-        if reuse and self.kept_bytes + size <= self._kept_bytes_max:
-            self._kept.setdefault(size, []).append(buffer)
-            self.kept_bytes += size
+    def give(self, buffer: memoryview) -> None:
+        """Who borrowed it needs it no more. It is used again when nothing refers to it."""
+        self.lent_bytes -= len(buffer)
         self._room.set()
 
     def _has_room(self, size: int) -> bool:
         return not self.lent_bytes or self.lent_bytes + size <= self._lent_bytes_max
 
-    def _lend(self, size: int) -> bytearray:
+    def _lend(self, size: int) -> memoryview:
         self.lent_bytes += size
-        kept = self._kept.get(size)
-        if kept:
-            self.kept_bytes -= size
-            return kept.pop()
-        return bytearray(size)
-
-
-def _class_size(size: int) -> int:
-    blocks = -(-size // BLOCK_SIZE)
-    return (1 << max(0, blocks - 1).bit_length()) * BLOCK_SIZE
+        return memoryview(bytearray(size)) if size <= HEAP_BYTES_MAX else self._pages.take(size)

@@ -6,7 +6,7 @@ that is missing, one that is cut short. A segment that does not open leads to an
 names the liars and decodes from good blocks. Before a read is given up, every server has been asked. A server
 that lets a read wait past its own usual time is overtaken (`supply`, `hedging`).
 
-Sealed bytes live in pooled buffers: one for each round of a read, returned when the read ends.
+Sealed bytes live in borrowed buffers: one for each round of a read, returned when the read ends.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ from gridfs.grid.requests import Requests, RequestStatistics
 from gridfs.grid.roster import Roster, ServerId
 from gridfs.grid.supply import ReadStatistics, Tools
 from storage.client import READV_SIZE_MAX, READV_SPANS_MAX, Traffic
+from storage.pages import PagePool
 from storage.ports import Buffer, Offload
+
+KEPT_BYTES = 8 << 20
+"""Memory that reads keep for the next ones where nobody shares it with them."""
 
 __all__ = ["Downloader", "DownloaderConfig", "DownloaderStatistics", "PackRef", "SegmentRead"]
 
 
 @dataclass(frozen=True, slots=True)
 class DownloaderConfig:
-    kept_bytes: int = 16 << 20
-    """Buffers kept for the next read."""
-    lent_bytes: int = 32 << 20
+    lent_bytes: int = 24 << 20
     """Sealed bytes in memory, all reads together; further reads wait."""
     neighbour_bytes: int = 8 << 20
     """Sealed blocks kept because small segments in them are likely wanted next."""
@@ -60,7 +62,6 @@ class DownloaderStatistics:
     """Servers that are not asked first now."""
     lent_bytes: int
     """Sealed bytes in memory."""
-    kept_bytes: int
 
 
 class Downloader:
@@ -71,12 +72,14 @@ class Downloader:
         clients: Mapping[ServerId, GridServer],
         roster: Roster,
         config: DownloaderConfig | None = None,
+        pages: PagePool | None = None,
     ) -> None:
+        """`pages`: the memory of all who move much data; without it the reads have their own."""
         config = config or DownloaderConfig()
         health = HealthBook(config.health)
         self._tools = Tools(
             requests=Requests(clients, health, config.spans_max, config.bytes_max),
-            pool=BufferPool(config.kept_bytes, config.lent_bytes),
+            pool=BufferPool(pages or PagePool(KEPT_BYTES), config.lent_bytes),
             health=health,
             hedging=Hedging(config.hedging),
             roster=roster,
@@ -119,5 +122,4 @@ class Downloader:
             hedging=tools.hedging.statistics(),
             demoted=tuple(server.server_id for server in tools.roster if server.server_id in demoted),
             lent_bytes=tools.pool.lent_bytes,
-            kept_bytes=tools.pool.kept_bytes,
         )

@@ -94,6 +94,10 @@ class Held:
                 return piece.view[start - piece.start : end - piece.start]
         return None
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._pieces.clear()
+
     def drop(self, pack_id: bytes, number: int, server: ServerId) -> None:
         """Forget what this server sent of a share."""
         key = (pack_id, number)

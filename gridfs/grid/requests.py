@@ -8,9 +8,10 @@ A request that passes its server's deadline (`health`) goes on; those who wait f
 the same bytes elsewhere and leave. One task watches all deadlines with one alarm, which is moved only where a
 new request is due before it: an undisturbed request costs no timer.
 
-A destination belongs to its request until the job is done. A reader that leaves, or is cancelled, leaves its
-open jobs behind: their destinations must not be used again, and a request that nobody waits for any more is
-cancelled, by a message of its own. Atomic between awaits: a job is queued, in a batch, or done.
+A destination belongs to its request until the job is done, and is not referred to from then on. A reader
+that leaves, or is cancelled, leaves its open jobs behind: their destinations must not be used before that,
+and a request that nobody waits for any more is cancelled, by a message of its own. Atomic between awaits: a
+job is queued, in a batch, or done.
 """
 
 from __future__ import annotations
@@ -156,10 +157,7 @@ class Requests:
                 while True:
                     await self._wake.wait()
                     self._wake = trio.Event()
-                    queued, self._queued = self._queued, {}
-                    for (server, traffic), jobs in queued.items():
-                        for batch in self._batches(server, traffic, jobs):
-                            nursery.start_soon(self._send, batch)
+                    self._send_queued(nursery)
         finally:
             self._closed = True
             for jobs in self._queued.values():
@@ -211,6 +209,12 @@ class Requests:
         if batch.jobs:
             yield batch
 
+    def _send_queued(self, nursery: trio.Nursery) -> None:
+        queued, self._queued = self._queued, {}
+        for (server, traffic), jobs in queued.items():
+            for batch in self._batches(server, traffic, jobs):
+                nursery.start_soon(self._send, batch)
+
     async def _send(self, batch: _Batch) -> None:
         failure: str | None = "reading has ended"
         try:
@@ -218,6 +222,7 @@ class Requests:
         finally:
             batch.is_open = False
             _finish(batch.jobs, failure)
+            batch.jobs = []  # the destinations are their readers' alone
 
     async def _readv(self, batch: _Batch) -> str | None:
         """Send one request and note what came; returns why it failed, None if it did not."""

@@ -2,9 +2,9 @@
 
 Everything is asked at once and waited for. Where a server lets us wait past its deadline, the same bytes are
 asked of others (`hedging`), and whichever way is complete first ends the round: the rest is left behind, the
-late requests are cancelled, and buffers into which they could still write are never used again.
+late requests are cancelled, and buffers into which they could still write are not used again before.
 
-Changed only between awaits. Sealed bytes lie in pooled buffers, one for each asking, until `close`.
+Changed only between awaits. Sealed bytes lie in borrowed buffers, one for each asking, until `close`.
 """
 
 from __future__ import annotations
@@ -78,15 +78,14 @@ class Supply:
         self.held = Held()
         self.wide: set[tuple[bytes, int, int]] = set()
         """Blocks that are fetched for their neighbours too: (pack id, share number, start)."""
-        self._buffers: list[bytearray] = []
-        self._is_clean = True
-        """No request that was left behind can still write into a buffer."""
+        self._buffers: list[memoryview] = []
 
     def close(self) -> None:
         """Give the buffers back; what is held is gone."""
         for buffer in self._buffers:
-            self._tools.pool.give(buffer, reuse=self._is_clean)
+            self._tools.pool.give(buffer)
         self._buffers.clear()
+        self.held.clear()
 
     # ---- asking
 
@@ -117,7 +116,7 @@ class Supply:
                 asking.wants_each = True
                 pending += await self._hedge(asking, late, pending, wants)
         finally:
-            self._leave(asking)
+            self._tools.requests.leave(asking)
 
     async def ask(
         self, asked: Sequence[tuple[ServerId, Span]], enough: Callable[[Sequence[Job]], bool]
@@ -140,15 +139,11 @@ class Supply:
                 if all(job.is_done or job.server in late for job in jobs) and enough(jobs):
                     break
         finally:
-            self._leave(asking)
+            self._tools.requests.leave(asking)
         for job in jobs:
             if job.failure is not None:
                 self.sources.fail_server(job.server, job.failure)
         return jobs
-
-    def _leave(self, asking: Asking) -> None:
-        self._is_clean = self._is_clean and not asking.open_jobs
-        self._tools.requests.leave(asking)
 
     async def _memory(self, fetches: Sequence[Fetch]) -> memoryview:
         return await self._buffer(sum(fetch.end - fetch.start for fetch in fetches))
@@ -158,7 +153,7 @@ class Supply:
         # One who holds a buffer must not wait for others who do.
         buffer = pool.take_nowait(size) if self._buffers else await pool.take(size)
         self._buffers.append(buffer)
-        return memoryview(buffer)[:size]
+        return buffer
 
     def _begin(
         self, asking: Asking, fetches: Sequence[Fetch], memory: memoryview, *, is_hedge: bool

@@ -185,58 +185,21 @@ class Uploader:
 
     async def _place(self, flight: _Flight, placing: Placing, happy: int | None) -> None:
         """Send shares until all are held, or enough are and the rest takes too long; None: until the end."""
-        under_way: dict[_Put, None] = {}
-        started = trio.Event()
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as nursery:
-
-                def start(groups: Mapping[ServerId, list[int]]) -> None:
-                    started.set()
-                    for server_id, numbers in groups.items():
-                        put = self._opened(flight, server_id, numbers)
-                        under_way[put] = None
-                        nursery.start_soon(send, put)
-
-                def look() -> None:
-                    if placing.is_complete or not under_way:
-                        scope.cancel()
-                    elif happy is not None and placement.happiness(flight.geometry, placing.holders) >= happy:
-                        tail_s = self._config.tail_s if placing.worth_waiting else 0.0
-                        scope.deadline = min(scope.deadline, trio.current_time() + tail_s)
-
-                async def send(put: _Put) -> None:
-                    failure = await self._put(flight, put)
-                    del under_way[put]
-                    if failure is None:
-                        placing.acknowledged(put.server_id, put.numbers)
-                    else:
-                        placing.failures.append(f"{self._roster.name(put.server_id)}: {failure}")
-                        start(self._replaced(placing.refused(put.server_id, put.numbers)))
-                    look()
-
-                async def watch() -> None:
-                    nonlocal started
-                    while True:
-                        started = trio.Event()
-                        with trio.move_on_at(min((put.late_at for put in under_way), default=float("inf"))):
-                            await started.wait()
-                        for put in [put for put in under_way if put.late_at <= trio.current_time()]:
-                            put.late_at = float("inf")
-                            start(self._replaced(placing.late(put.server_id, put.numbers)))
-                        look()
-
-                start(placing.first())
-                look()
-                nursery.start_soon(watch)
+        sending = _Sending(self, flight, placing, happy)
+        await sending.run()
         now = trio.current_time()
-        for put in under_way:  # the others were quicker
+        for put in sending.under_way:  # the others were quicker
             self._health.overtaken(put.server_id, put.ahead + put.size, put.sent_at, now)
 
-    def _replaced(self, groups: dict[ServerId, list[int]]) -> dict[ServerId, list[int]]:
-        self._statistics.replaced += sum(map(len, groups.values()))
-        return groups
+    @property
+    def tail_s(self) -> float:
+        """How long shares beyond `happy` may take."""
+        return self._config.tail_s
 
-    def _opened(self, flight: _Flight, server_id: ServerId, numbers: list[int]) -> _Put:
+    def name(self, server_id: ServerId) -> str:
+        return self._roster.name(server_id)
+
+    def opened(self, flight: _Flight, server_id: ServerId, numbers: list[int]) -> _Put:
         """A put that begins now."""
         now = trio.current_time()
         size = sum(flight.geometry.share_size(number) for number in numbers)
@@ -245,7 +208,7 @@ class Uploader:
         deadline_s = self._health.deadline_s(server_id, ahead + size) * self._patience
         return _Put(server_id, numbers, size, ahead, now, now + deadline_s)
 
-    async def _put(self, flight: _Flight, put: _Put) -> str | None:
+    async def put(self, flight: _Flight, put: _Put) -> str | None:
         """Put shares on one server; returns what went wrong, None if nothing did."""
         client = self._clients.get(put.server_id)
         late_at = put.late_at
@@ -322,3 +285,64 @@ class _Put:
     sent_at: float
     late_at: float
     """When to look for another server; infinity once that is done."""
+
+
+class _Sending:
+    """The puts of one pack. Not functions within one: those would refer to each other, and keep the pack's
+    memory until somebody looks for cycles."""
+
+    def __init__(self, uploader: Uploader, flight: _Flight, placing: Placing, happy: int | None) -> None:
+        self._uploader = uploader
+        self._flight = flight
+        self._placing = placing
+        self._happy = happy
+        self.under_way: dict[_Put, None] = {}
+        self._started = trio.Event()
+        self._scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        """See `Uploader._place`."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                self._start(nursery, self._placing.first())
+                self._look()
+                nursery.start_soon(self._watch, nursery)
+
+    def _start(self, nursery: trio.Nursery, groups: Mapping[ServerId, list[int]]) -> None:
+        self._started.set()
+        for server_id, numbers in groups.items():
+            put = self._uploader.opened(self._flight, server_id, numbers)
+            self.under_way[put] = None
+            nursery.start_soon(self._send, nursery, put)
+
+    def _look(self) -> None:
+        placing, happy = self._placing, self._happy
+        if placing.is_complete or not self.under_way:
+            self._scope.cancel()
+        elif happy is not None and placement.happiness(self._flight.geometry, placing.holders) >= happy:
+            tail_s = self._uploader.tail_s if placing.worth_waiting else 0.0
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + tail_s)
+
+    async def _send(self, nursery: trio.Nursery, put: _Put) -> None:
+        failure = await self._uploader.put(self._flight, put)
+        del self.under_way[put]
+        if failure is None:
+            self._placing.acknowledged(put.server_id, put.numbers)
+        else:
+            self._placing.failures.append(f"{self._uploader.name(put.server_id)}: {failure}")
+            self._replace(nursery, self._placing.refused(put.server_id, put.numbers))
+        self._look()
+
+    async def _watch(self, nursery: trio.Nursery) -> None:
+        while True:
+            self._started = trio.Event()
+            with trio.move_on_at(min((put.late_at for put in self.under_way), default=float("inf"))):
+                await self._started.wait()
+            for put in [put for put in self.under_way if put.late_at <= trio.current_time()]:
+                put.late_at = float("inf")
+                self._replace(nursery, self._placing.late(put.server_id, put.numbers))
+            self._look()
+
+    def _replace(self, nursery: trio.Nursery, groups: dict[ServerId, list[int]]) -> None:
+        self._uploader.statistics().replaced += sum(map(len, groups.values()))
+        self._start(nursery, groups)

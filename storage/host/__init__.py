@@ -3,7 +3,16 @@
 from storage.host.clock import SystemClock
 from storage.host.disk import OsDisk, OsFile
 from storage.host.entropy import SystemEntropy
+from storage.host.heap import have_one_heap
 from storage.host.lock import lock_directory
 from storage.host.threads import ThreadOffload
 
-__all__ = ["OsDisk", "OsFile", "SystemClock", "SystemEntropy", "ThreadOffload", "lock_directory"]
+__all__ = [
+    "OsDisk",
+    "OsFile",
+    "SystemClock",
+    "SystemEntropy",
+    "ThreadOffload",
+    "have_one_heap",
+    "lock_directory",
+]

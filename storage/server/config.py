@@ -23,8 +23,9 @@ class ServerConfig:
     """Connections that have not said hello yet; more are closed at once."""
     put_memory_bytes: int = 128 * 1024 * 1024
     """Bodies of puts in memory, over all connections; what exceeds it is told to come back later."""
-    kept_memory_bytes: int = 16 * 1024 * 1024
-    """Memory for bodies and for answers from the disk that is kept when nothing is under way."""
+    kept_memory_bytes: int = 9 * 512 * 1024
+    """Memory for bodies and for answers from the disk that is kept, with what is in use: two large shares, or
+    four answers to parallel reads."""
     copied_size_max: int = COPIED_SIZE_MAX
     """Answers up to this size are copied and leave with their header in one system call."""
 

@@ -313,10 +313,7 @@ class Session:
 
     async def _put(self, active: _Active, body: PutBody) -> None:
         self._statistics.bytes_in += active.body_size
-        try:
-            await self._answer(active, lambda: self._service.put(self._account, body))
-        finally:
-            body.give_back()
+        await self._answer(active, lambda: self._service.put(self._account, body))
 
     async def _perform(self, active: _Active, request: wire.AnyRequest) -> None:
         await self._answer(active, lambda: self._service.perform(self._account, request))
@@ -362,7 +359,6 @@ class Session:
             if not active.outgoing.is_finished:
                 active.outgoing.cut(Kind.FAIL, wire.encode_failure(wire.CANCELLED))
         elif active.body is not None:
-            active.body.give_back()
             active.body = None
             self._incoming -= 1
             self._end_with(active, wire.CANCELLED)

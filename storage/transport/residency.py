@@ -14,7 +14,7 @@ from storage.ports import File
 
 SAMPLE_STEP = 128 * 1024
 """Distance of the pages looked at: the kernel reads ahead in pieces of this size."""
-LOAD_SIZE = 1024 * 1024
+LOAD_SIZE = 256 * 1024
 _CACHESTAT = 451
 """Number of cachestat(2), the same on every architecture; Linux 6.5 has it."""
 

@@ -19,7 +19,7 @@ from gridfs.assembly import Parts
 from gridfs.files.contents import Contents, ContentsConfig
 from gridfs.files.namespace import Change, Namespace
 from gridfs.files.readahead import Prefetcher, Readahead, ReadaheadConfig
-from gridfs.files.reader import Reader
+from gridfs.files.reader import Opened, Reader
 from gridfs.files.stamps import Stamps
 from gridfs.meta.rows import ROOT
 from storage.client import Traffic
@@ -81,13 +81,19 @@ class TimedReader:
 
     def __init__(self, round_trip_s: float, bytes_per_s: float) -> None:
         self.round_trip_s, self.bytes_per_s = round_trip_s, bytes_per_s
-        self.sizes: list[int] = []
+        self.ranges: list[tuple[int, int]] = []
         self.copied_bytes = 0
         self.under_way = 0
         self.most_under_way = 0
 
-    async def read_into(self, ino: int, start: int, out: memoryview, traffic: Traffic) -> None:
-        self.sizes.append(len(out))
+    @property
+    def sizes(self) -> list[int]:
+        return [end - start for start, end in self.ranges]
+
+    async def read_into(
+        self, ino: int, start: int, out: memoryview, traffic: Traffic, opened: list[Opened] | None = None
+    ) -> None:
+        self.ranges.append((start, start + len(out)))
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         await trio.sleep(self.round_trip_s + len(out) / self.bytes_per_s)
@@ -121,6 +127,70 @@ async def test_more_windows_are_on_their_way_where_servers_are_far(
     await read_through(reader, 128 << 20)
     assert max(reader.sizes) == 8 << 20
     assert reader.most_under_way == most
+
+
+async def test_windows_end_at_multiples_of_their_size(autojump_clock: MockClock) -> None:
+    reader = TimedReader(0.001, 500e6)
+    await read_through(reader, 32 << 20)
+    assert [(start >> 20, end >> 20) for start, end in reader.ranges] == [
+        (0, 1),
+        (1, 4),
+        (4, 8),
+        *((start, start + 8) for start in range(8, 32, 8)),
+    ]
+
+
+@pytest.mark.parametrize(("handles", "largest"), [(1, 8 << 20), (4, 4 << 20), (32, 512 << 10)])
+async def test_handles_that_read_on_share_the_budget_evenly(
+    autojump_clock: MockClock, handles: int, largest: int
+) -> None:
+    size = 24 << 20
+    reader = TimedReader(0.001, 500e6)
+    prefetcher = Prefetcher(cast(Reader, reader), ReadaheadConfig())
+
+    async def read_on(number: int) -> None:
+        handle = Readahead(prefetcher, number)
+        for offset in range(0, size, 1 << 20):
+            assert len(await handle.read(offset, 1 << 20, size)) == 1 << 20
+            assert prefetcher.bytes <= prefetcher.config.budget_bytes
+            await trio.sleep(0.01)
+        handle.clear()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(prefetcher.run)
+        async with trio.open_nursery() as reading:
+            for number in range(handles):
+                reading.start_soon(read_on, number)
+        nursery.cancel_scope.cancel()
+    assert sorted(reader.sizes)[len(reader.sizes) // 2] <= largest <= max(reader.sizes)
+    assert sum(reader.sizes) < 1.1 * handles * size, "next to nothing is fetched twice"
+    assert (prefetcher.bytes, prefetcher.handles, prefetcher.pages.lent_bytes) == (0, 0, 0)
+
+
+async def test_a_read_that_others_have_overtaken_leaves_their_windows_alone(
+    autojump_clock: MockClock,
+) -> None:
+    size, step = 32 << 20, 1 << 20
+    reader = TimedReader(0.001, 500e6)
+    prefetcher = Prefetcher(cast(Reader, reader), ReadaheadConfig())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(prefetcher.run)
+        handle = Readahead(prefetcher, 1)
+        for offset in (*range(0, 6 * step, step), 9 * step, 8 * step, 7 * step, 6 * step, 10 * step):
+            assert len(await handle.read(offset, step, size)) == step
+            assert not handle.jumped
+        assert sum(reader.sizes) == max(end for _, end in reader.ranges), "nothing is fetched twice"
+        handle.clear()
+        handle = Readahead(prefetcher, 1)
+        await handle.read(0, step, size)
+        before = len(reader.ranges)
+        for offset in (0, 0):
+            await handle.read(offset, step, size)
+        assert reader.ranges[before:] == [(0, step)] * 2, "read once more, the windows ahead stay"
+        await handle.read(step, step, size)
+        assert [each for each in reader.ranges[before:] if each[1] == 4 * step] == []
+        handle.clear()
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -23,6 +23,7 @@ from storage.client import SharePut, Span, Traffic
 from storage.errors import Unavailable
 from storage.format.share import verify_share
 from storage.leases import Lease
+from storage.pages import PagePool
 from storage.ports import UnixAddress
 from storage.wire.url import Access
 
@@ -144,6 +145,8 @@ class Grid:
     downloader: Downloader
     uploader: Uploader
     nursery: trio.Nursery
+    pages: PagePool
+    """The memory of reads."""
     packs: list[Stored] = field(default_factory=list)
 
     async def store(self, *runs: bytes) -> Stored:
@@ -212,7 +215,8 @@ async def open_grid(
     roster = make_roster(n if count is None else count)
     servers = [MemoryServer(server.server_id) for server in roster]
     clients = {server.server_id: server for server in servers}
-    downloader = Downloader(clients, roster, reading)
+    pages = PagePool(1 << 30)
+    downloader = Downloader(clients, roster, reading, pages)
     uploader = Uploader(
         clients, roster, FILE_SYSTEM, k, n, k if happy is None else happy, shares_per_server, writing
     )
@@ -220,7 +224,7 @@ async def open_grid(
         for server in servers:
             await nursery.start(server.backend.run)
         await nursery.start(downloader.run)
-        yield Grid(k, n, servers, roster, downloader, uploader, nursery)
+        yield Grid(k, n, servers, roster, downloader, uploader, nursery, pages)
         assert downloader.statistics().lent_bytes == 0
         assert uploader.statistics().packs_in_flight == uploader.statistics().bytes_in_flight == 0
         assert all(server.backend.statistics() == (0, 0) for server in servers)

@@ -15,7 +15,7 @@ import trio
 
 from storage.errors import Conflict
 from storage.host import OsDisk, SystemClock, SystemEntropy, ThreadOffload, lock_directory
-from storage.pages import PagePool
+from storage.pages import PagePool, class_size
 from storage.ports import Brief
 
 
@@ -82,19 +82,42 @@ def refuse_direct_access(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_is_lent_again_up_to_a_bound() -> None:
-    pool = PagePool(3 * 8192)
+    size = class_size(8000)
+    pool = PagePool(3 * size)
     lent = [pool.take(8000) for _ in range(4)]
     assert [len(buffer) for buffer in lent] == [8000] * 4
     addresses = {address(buffer) for buffer in lent}
     assert len(addresses) == 4
     assert all(where % 4096 == 0 for where in addresses)
-    for buffer in lent:
-        pool.give(buffer)
-    pool.give(bytearray(5))
-    assert pool.kept_bytes == 3 * 8192
+    assert (pool.lent_bytes, pool.kept_bytes) == (4 * size, 0)
+    lent.clear()
+    assert (pool.lent_bytes, pool.kept_bytes) == (0, 3 * size)
     again = [pool.take(5000) for _ in range(3)]
     assert {address(buffer) for buffer in again} < addresses
-    assert pool.kept_bytes == 0
+    assert (pool.lent_bytes, pool.kept_bytes) == (3 * size, 0)
+
+
+def test_memory_that_anybody_refers_to_is_not_lent_again() -> None:
+    pool = PagePool(1 << 20)
+    buffer = pool.take(5000)
+    where, part = address(buffer), buffer[10:20]
+    del buffer
+    assert address(pool.take(5000)) != where
+    del part
+    assert address(pool.take(5000)) == where
+
+
+def test_memory_of_sizes_that_are_not_used_any_more_makes_room() -> None:
+    small, large = class_size(1), class_size(1 << 20)
+    pool = PagePool(large + small)
+    lent = [pool.take(1) for _ in range(large // small)]
+    lent.clear()
+    assert pool.kept_bytes == large // small * small
+    buffer = pool.take(1 << 20)
+    assert pool.kept_bytes <= small
+    del buffer
+    assert pool.kept_bytes <= large + small
+    assert pool.lent_bytes == 0
 
 
 def address(buffer: memoryview) -> int:
