@@ -52,7 +52,10 @@ class File(Protocol):
         """Write all parts one after the other from `offset`; returns their total. OSError on failure."""
 
     def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
-        """`write_at`, and these bytes are durable on return, with the size; others need not be."""
+        """`write_at`, and these bytes are durable on return, with the size; others need not be.
+
+        Whole pages in one page-aligned part go past the page cache where possible.
+        """
 
     def write_direct(self, data: Buffer, offset: int) -> int:
         """Like `write_at`, for large data that nobody will read soon: past the page cache where possible.
