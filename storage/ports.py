@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 from typing import Protocol, TypeVar
 
 import trio
@@ -104,12 +104,12 @@ class Disk(Protocol):
     def space(self, path: str) -> Space: ...
 
 
-class Brief(Enum):
+class Brief(IntEnum):
     """Kinds of calls that most disks end sooner than a worker thread would begin them."""
 
-    READ = "read"
+    READ = 0
     """Of a few pages."""
-    SYNC = "sync"
+    SYNC = 1
     """Of a few pages just written."""
 
 

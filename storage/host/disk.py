@@ -92,24 +92,19 @@ class OsFile:
 
     def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
         length = sum(map(len, parts))
-        if len(parts) == 1 and _are_pages(parts[0], offset) and self._write_pages_through(parts[0], offset):
-            return length
+        if len(parts) == 1 and not (offset % _PAGE_SIZE or length % _PAGE_SIZE):
+            direct = self._direct or self._direct_descriptor()
+            try:
+                if direct is not None and os.pwritev(direct, parts, offset, os.RWF_DSYNC) == length:
+                    return length
+            except OSError as error:
+                # Memory that is not aligned, or a file system that wants more than pages.
+                if error.errno != errno.EINVAL:
+                    raise
         if len(parts) > _VECTORS_MAX or os.pwritev(self._open, parts, offset, os.RWF_DSYNC) < length:
             self.write_at(parts, offset)
             self.sync()
         return length
-
-    def _write_pages_through(self, pages: Buffer, offset: int) -> bool:
-        """Write and sync past the page cache; False where that cannot be done, or not to the end."""
-        direct = self._direct or self._direct_descriptor()
-        if direct is None:
-            return False
-        try:
-            return os.pwritev(direct, [pages], offset, os.RWF_DSYNC) == len(pages)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a file system that wants more than pages
-                raise
-            return False
 
     def _write_vector(self, parts: Sequence[Buffer], offset: int) -> int:
         length = sum(map(len, parts))
@@ -168,11 +163,6 @@ class OsFile:
         direct, self._direct = self._direct, None
         if direct is not None:
             os.close(direct)
-
-
-def _are_pages(data: Buffer, offset: int) -> bool:
-    """Whether these are whole pages of memory for whole pages of a file."""
-    return not (offset % _PAGE_SIZE or len(data) % _PAGE_SIZE or _address(memoryview(data)) % _PAGE_SIZE)
 
 
 def _address(view: memoryview) -> int:
