@@ -8,6 +8,7 @@ that fails the file refuses every further write until the process starts anew.
 from __future__ import annotations
 
 import errno
+import mmap
 from collections.abc import Iterator, Sequence
 
 from storage.errors import Corrupt, Exhausted, StorageError, Unavailable
@@ -31,7 +32,9 @@ ROOM_SIZE = 256 * 1024
 the disk once, not for the file system's own journal as well, and takes half as long (measured)."""
 ROOM_BATCH_MAX = 16 * 1024
 """Larger batches bring no room with them: it would be written twice for little."""
-_ROOM = bytes(ROOM_SIZE)
+PAGE_SIZE = 4096
+"""What a disk is written in past the page cache."""
+_ROOM = bytes(ROOM_SIZE + PAGE_SIZE)
 
 
 def disk_error(error: OSError, what: str) -> StorageError:
@@ -79,11 +82,61 @@ class AppendBatch:
         return entry
 
 
+class LastPages:
+    """The pages at the end of a file as they lie there, to be written whole, past the page cache.
+
+    Dirtying a page, having it written back and waiting for both costs more than the disk does (measured:
+    a third of the CPU of a small synced write). What was acknowledged before and lies in the first page is
+    written again as it is, as the page cache would do, too.
+    """
+
+    def __init__(self) -> None:
+        # Aligned to pages; the kernel gives it memory page by page, when they are first used.
+        self._buffer = memoryview(mmap.mmap(-1, PAGE_SIZE + ROOM_BATCH_MAX + PAGE_SIZE))
+        self._end: int | None = None
+        """Of the file, where the buffer begins with the page of this place; None where it does not."""
+
+    def forget(self) -> None:
+        """The file is written in another way."""
+        self._end = None
+
+    def lay(self, file: File, parts: Sequence[Buffer], start: int) -> tuple[list[memoryview], int]:
+        """Whole pages, in one piece, with `parts` at `start` and zeros behind; and where they begin.
+        Raises OSError.
+
+        The parts take at most ROOM_BATCH_MAX bytes. Call `written` once they are in the file.
+        """
+        at = start % PAGE_SIZE
+        if self._end != start:
+            before = read_exactly(file, start - at, at)
+            if len(before) < at:
+                raise OSError(errno.EIO, "the file is shorter than what was written to it")
+            self._buffer[:at] = before
+        self._end = None
+        for part in parts:
+            self._buffer[at : at + len(part)] = part
+            at += len(part)
+        whole = -(-at // PAGE_SIZE) * PAGE_SIZE
+        self._buffer[at:whole] = bytes(whole - at)
+        return [self._buffer[:whole]], start - start % PAGE_SIZE
+
+    def written(self, start: int, end: int) -> None:
+        """[start, end) is in the file as laid."""
+        first = start - start % PAGE_SIZE
+        last = end - end % PAGE_SIZE
+        if last > first:
+            self._buffer[: end - last] = self._buffer[last - first : end - first]
+        self._end = end
+
+
 class AppendFile:
     """One append-only file and the place where its next entry goes."""
 
-    def __init__(self, file: File, number: int, end: int, size_max: int | None = None) -> None:
-        """`size_max`: room is not made beyond this size."""
+    def __init__(
+        self, file: File, number: int, end: int, size_max: int | None = None, *, is_read: bool = True
+    ) -> None:
+        """`size_max`: room is not made beyond this size. `is_read`: what was appended is wanted again soon,
+        and stays in the page cache."""
         self.file = file
         self.number = number
         self.end = end
@@ -91,10 +144,18 @@ class AppendFile:
         self._room_end = end
         """Zeros, and nothing else, lie between the end and here."""
         self._broken: str | None = None
+        self._pages = None if is_read else LastPages()
 
     @classmethod
     def create(
-        cls, disk: Disk, path: str, magic: bytes, number: int, size_max: int | None = None
+        cls,
+        disk: Disk,
+        path: str,
+        magic: bytes,
+        number: int,
+        size_max: int | None = None,
+        *,
+        is_read: bool = True,
     ) -> AppendFile:
         """Make a new file, synced; its name is durable after `sync_directory`."""
         file = disk.open(path, create=True)
@@ -105,10 +166,12 @@ class AppendFile:
         except BaseException:
             file.close()
             raise
-        return cls(file, number, FILE_HEADER_SIZE, size_max)
+        return cls(file, number, FILE_HEADER_SIZE, size_max, is_read=is_read)
 
     @classmethod
-    def open(cls, disk: Disk, path: str, magic: bytes, size_max: int | None = None) -> AppendFile:
+    def open(
+        cls, disk: Disk, path: str, magic: bytes, size_max: int | None = None, *, is_read: bool = True
+    ) -> AppendFile:
         """Open one that exists; its end is the file's, with the room in it, until it is cut.
 
         Raises Corrupt or Refused for a strange header.
@@ -116,7 +179,7 @@ class AppendFile:
         file = disk.open(path)
         try:
             number = decode_file_header(magic, read_exactly(file, 0, FILE_HEADER_SIZE))
-            return cls(file, number, file.size(), size_max)
+            return cls(file, number, file.size(), size_max, is_read=is_read)
         except BaseException:
             file.close()
             raise
@@ -159,8 +222,15 @@ class AppendFile:
     def _write_through(self, batch: AppendBatch) -> None:
         """Write and sync; a small batch that makes the file longer brings room for others with it."""
         room = 0
-        if batch.end > self._room_end and batch.end - batch.offset <= ROOM_BATCH_MAX:
-            room = ROOM_SIZE
+        is_small = batch.end - batch.offset <= ROOM_BATCH_MAX
+        if self._pages is not None:
+            if is_small and -(-batch.end // PAGE_SIZE) * PAGE_SIZE <= self._room_end:
+                self.file.write_through(*self._pages.lay(self.file, batch.parts, batch.offset))
+                self._pages.written(batch.offset, batch.end)
+                return
+            self._pages.forget()
+        if is_small and batch.end > self._room_end:
+            room = ROOM_SIZE + -(batch.end + ROOM_SIZE) % PAGE_SIZE
             if self._size_max is not None:
                 room = max(0, min(room, self._size_max - batch.end))
         if room:
@@ -177,6 +247,8 @@ class AppendFile:
 
     def cut(self, end: int) -> None:
         """Drop what lies from `end` on, durably."""
+        if self._pages is not None:
+            self._pages.forget()
         self.file.resize(end)
         self.file.sync()
         self.end = self._room_end = end

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 from typing import Protocol, TypeVar
 
 import trio
@@ -52,7 +52,10 @@ class File(Protocol):
         """Write all parts one after the other from `offset`; returns their total. OSError on failure."""
 
     def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
-        """`write_at`, and these bytes are durable on return, with the size; others need not be."""
+        """`write_at`, and these bytes are durable on return, with the size; others need not be.
+
+        Whole pages in one page-aligned part go past the page cache where possible.
+        """
 
     def write_direct(self, data: Buffer, offset: int) -> int:
         """Like `write_at`, for large data that nobody will read soon: past the page cache where possible.
@@ -101,12 +104,12 @@ class Disk(Protocol):
     def space(self, path: str) -> Space: ...
 
 
-class Brief(Enum):
+class Brief(IntEnum):
     """Kinds of calls that most disks end sooner than a worker thread would begin them."""
 
-    READ = "read"
+    READ = 0
     """Of a few pages."""
-    SYNC = "sync"
+    SYNC = 1
     """Of a few pages just written."""
 
 

@@ -247,7 +247,7 @@ class HeadServers:
         def settled(server: ServerId, error: StorageError | None) -> None:
             if error is None:
                 taken[server] = None
-                self._answered(server, began, began + self._patience_s(server, began))
+                self._took(server, began)
             else:
                 failed[server] = self._failed(server, error)
                 if isinstance(error, Conflict):
@@ -373,6 +373,13 @@ class HeadServers:
     def _answered(self, server: ServerId, began: float, in_time_until: float) -> None:
         now = trio.current_time()
         self._health.answered(server, 0, now - began, in_time=now <= in_time_until)
+
+    def _took(self, server: ServerId, began: float) -> None:
+        """It took a record. Whether that was in time is seldom a question, and its answer costs something."""
+        waited_s = trio.current_time() - began
+        is_quick = waited_s <= HEAD_HEALTH.deadline_s_min and not self._health.is_demoted(server, began)
+        in_time = is_quick or waited_s <= self._patience_s(server, began)
+        self._health.answered(server, 0, waited_s, in_time=in_time)
 
     def _failed(self, server: ServerId, error: StorageError) -> str:
         """Remember that it did; in words."""

@@ -335,8 +335,10 @@ class Connection:
         if self._pending.pop(number, None) is None:
             return  # the connection failed meanwhile, and told everybody
         self._requests.release(1)
-        self._bodies.release(pending.body_size)
-        self._replies.release(pending.asked)
+        if pending.body_size:
+            self._bodies.release(pending.body_size)
+        if pending.asked:
+            self._replies.release(pending.asked)
         pending.settle()
 
     async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
@@ -380,7 +382,6 @@ class Connection:
                 if frame is None:
                     raise Unavailable("the server closed the connection")
                 await self._take(frame)
-                self._heard = trio.current_time()
                 receiver.expect(False)
         raise Unavailable("the server stopped in the middle of a frame")
 
@@ -404,10 +405,11 @@ class Connection:
             pending.remaining = 0
         else:
             raise Unavailable("the server breaks the protocol: an unexpected frame")
-        if pending.progress < math.inf:
-            pending.progress = trio.current_time()
+        self._heard = trio.current_time()
         if not pending.remaining:
             self._finish(frame.request, pending)
+        elif pending.progress < math.inf:
+            pending.progress = self._heard
 
     def _finish(self, number: int, pending: _Pending) -> None:
         outgoing = pending.outgoing

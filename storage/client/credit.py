@@ -62,7 +62,8 @@ class Credit:
     def release(self, amount: int) -> None:
         """Give back what was taken."""
         self._free += amount
-        self._grant()
+        if any(self._waiting):
+            self._grant()
 
     def close(self, failure: StorageError) -> None:
         """Make everybody who waits, now or later, fail with this."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from storage.errors import Corrupt, Refused
 from storage.format.hashes import hash_entry
@@ -52,8 +52,7 @@ def decode_file_header(magic: bytes, data: Buffer) -> int:
     return int(number)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry, as its head describes it."""
 
     offset: int
@@ -76,7 +75,7 @@ class Entry:
 
     @property
     def end(self) -> int:
-        return self.offset + self.size
+        return self.offset + PREFIX_SIZE + len(self.fields) + self.payload_length
 
     def payload_ok(self, payload: Buffer) -> bool:
         return hmac.compare_digest(hash_entry(payload), self.payload_sum)
@@ -89,7 +88,7 @@ def encode_entry(
 
     Raises ValueError where fields or payload are too long.
     """
-    length = sum(len(part) for part in payload)
+    length = sum(map(len, payload))
     if len(fields) > FIELDS_MAX or length > PAYLOAD_MAX:
         raise ValueError(f"entry with {len(fields)} bytes of fields and {length} of payload")
     entry = Entry(offset, kind, fields, length, hash_entry(*payload))

@@ -20,11 +20,11 @@ _HEAD_LOG = blake3(derive_key_context="gridfs 2026 head log")
 _HEAD_RECORD = blake3(derive_key_context="gridfs 2026 head record")
 
 
-def _digest(prepared: blake3, parts: tuple[Buffer, ...], size: int = HASH_SIZE) -> bytes:
+def _digest(prepared: blake3, parts: tuple[Buffer, ...]) -> bytes:
     hasher = prepared.copy()
     for part in parts:
         hasher.update(part)
-    return hasher.digest(size)
+    return hasher.digest(HASH_SIZE)
 
 
 def block_hasher() -> blake3:
@@ -54,7 +54,10 @@ def hash_pack(fields: Buffer, root: Buffer) -> bytes:
 
 def hash_entry(*parts: Buffer) -> bytes:
     """Checksum (16 bytes) of an entry in an append-only file."""
-    return _digest(_ENTRY, parts, 16)
+    hasher = _ENTRY.copy()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest(16)
 
 
 def hash_log_keys(first_key: Buffer, recovery_public: Buffer) -> bytes:

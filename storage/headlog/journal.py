@@ -140,14 +140,14 @@ class HeadJournal:
                 return {}
             # Who put the file in its place may have ended before that was durable.
             self._disk.sync_directory(self._directory)
-            self._file = AppendFile.open(self._disk, self._path, MAGIC)
+            self._file = AppendFile.open(self._disk, self._path, MAGIC, is_read=False)
             self._file.settle(0)
             return self._replay(self._file)
         except OSError as error:
             raise disk_error(error, f"open {self._path}") from error
 
     def _create_empty(self) -> None:
-        self._file = AppendFile.create(self._disk, f"{self._path}.new", MAGIC, 1)
+        self._file = AppendFile.create(self._disk, f"{self._path}.new", MAGIC, 1, is_read=False)
         self._disk.replace(f"{self._path}.new", self._path)
         self._disk.sync_directory(self._directory)
 
@@ -200,7 +200,7 @@ class HeadJournal:
         """
         path = f"{self._path}.new"
         try:
-            new = AppendFile.create(self._disk, path, MAGIC, self._open_file.number + 1)
+            new = AppendFile.create(self._disk, path, MAGIC, self._open_file.number + 1, is_read=False)
         except OSError as error:
             raise disk_error(error, "rewrite head logs") from error
         try:

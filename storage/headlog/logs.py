@@ -279,7 +279,7 @@ class HeadLogs:
 
     def _check_bounds(self, log: Staged) -> None:
         if log.count > self._config.records_max or log.size_bytes > self._config.bytes_max:
-            log.added.pop()
+            log.take_back()
             raise Exhausted("this head log is full: its writer must trim it")
 
     @property

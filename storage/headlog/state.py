@@ -92,7 +92,7 @@ class HeadLog:
 
     def keep(self, slot: Slot) -> None:
         """Take a record in; one that does not rise above the newest is dropped."""
-        if not self.slots or slot.stamp > self.slots[-1].stamp:
+        if not self.slots or slot[:2] > self.slots[-1][:2]:
             self.slots.append(slot)
             self.record_bytes += slot.length
 
@@ -112,6 +112,10 @@ class Staged:
         self.epoch = log.epoch if log else -1
         self.mount_id = log.mount_id if log else NO_MOUNT
         self.added: list[HeadRecord] = []
+        self.count = len(log.slots) if log else 0
+        """Of records, those of the batch included."""
+        self.size_bytes = log.record_bytes if log else 0
+        """Bytes of these, encoded."""
         self.created = False
 
     def claim(self, claim: Claim) -> bool:
@@ -142,17 +146,25 @@ class Staged:
             raise Conflict(f"record of epoch {record.epoch}, but {self.epoch} is promised")
         if record.mount_id not in (NO_MOUNT, self.mount_id):
             raise Conflict(f"epoch {self.epoch} was promised to another mount")
-        newest = self.newest_stamp
-        if newest is None or record.stamp > newest:
+        newest, stamp = self.newest_stamp, record.stamp
+        if newest is None or stamp > newest:
             self.added.append(record)
+            self.count += 1
+            self.size_bytes += RECORD_OVERHEAD + len(record.payload)
             return None
         for added in self.added:
-            if added.stamp == record.stamp:
+            if added.stamp == stamp:
                 return added
-        kept = self.log.find(record.stamp) if self.log else None
+        kept = self.log.find(stamp) if self.log else None
         if kept is None:
-            raise Conflict(f"record {record.stamp} is older than the newest {newest}")
+            raise Conflict(f"record {stamp} is older than the newest {newest}")
         return kept
+
+    def take_back(self) -> None:
+        """What was appended last is not kept after all."""
+        record = self.added.pop()
+        self.count -= 1
+        self.size_bytes -= RECORD_OVERHEAD + len(record.payload)
 
     def drop(self, epoch: int) -> bool:
         """End the log; False where there is none. Raises Conflict where another epoch is promised."""
@@ -162,6 +174,7 @@ class Staged:
             raise Conflict(f"epoch {self.epoch} was promised, and only its mount may end the log")
         self.log, self.created = None, False
         self.epoch, self.mount_id = -1, NO_MOUNT
+        self.count = self.size_bytes = 0
         self.added.clear()
         return True
 
@@ -170,13 +183,3 @@ class Staged:
         if self.added:
             return self.added[-1].stamp
         return self.log.slots[-1].stamp if self.log and self.log.slots else None
-
-    @property
-    def count(self) -> int:
-        return len(self.added) + (len(self.log.slots) if self.log else 0)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of encoded records, those of the batch included."""
-        added = sum(RECORD_OVERHEAD + len(record.payload) for record in self.added)
-        return added + (self.log.record_bytes if self.log else 0)

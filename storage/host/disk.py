@@ -25,6 +25,8 @@ class OsFile:
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
         self._direct: int | None = None
+        self._has_direct = True
+        """Whether there is, or may be, a descriptor with O_DIRECT."""
         self._direct_lock = threading.Lock()
 
     @property
@@ -72,15 +74,16 @@ class OsFile:
         return done + self.read_into(buffer[done:], offset + done)
 
     def _direct_descriptor(self) -> int | None:
-        """A second descriptor with O_DIRECT; None where the file system has no such thing."""
+        """A second descriptor with O_DIRECT; None where there is no such thing."""
         with self._direct_lock:
-            if self._direct is None:
-                flags = os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC
+            if self._direct is None and self._has_direct:
+                access = fcntl.fcntl(self._open, fcntl.F_GETFL) & os.O_ACCMODE
+                flags = access | os.O_DIRECT | os.O_CLOEXEC
                 try:
                     self._direct = os.open(f"/proc/self/fd/{self._open}", flags)
-                except OSError as error:
-                    if error.errno != errno.EINVAL:
-                        raise
+                except OSError:
+                    # A file system that has none, or no /proc to open the file by.
+                    self._has_direct = False
             return self._direct
 
     def write_at(self, parts: Sequence[Buffer], offset: int) -> int:
@@ -91,6 +94,15 @@ class OsFile:
 
     def write_through(self, parts: Sequence[Buffer], offset: int) -> int:
         length = sum(map(len, parts))
+        if len(parts) == 1 and not (offset % _PAGE_SIZE or length % _PAGE_SIZE):
+            direct = self._direct or self._direct_descriptor()
+            try:
+                if direct is not None and os.pwritev(direct, parts, offset, os.RWF_DSYNC) == length:
+                    return length
+            except OSError as error:
+                # Memory that is not aligned, or a file system that wants more than pages.
+                if error.errno != errno.EINVAL:
+                    raise
         if len(parts) > _VECTORS_MAX or os.pwritev(self._open, parts, offset, os.RWF_DSYNC) < length:
             self.write_at(parts, offset)
             self.sync()

@@ -191,6 +191,8 @@ class Outgoing:
     @property
     def is_small(self) -> bool:
         """Whether it goes in one or two frames from memory."""
+        if not self.remaining:
+            return True
         if self.remaining > SMALL_SIZE_MAX:
             return False
         return not any(isinstance(part, FileRange) for part in self._parts)

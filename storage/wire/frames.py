@@ -52,7 +52,7 @@ class Traffic(IntEnum):
     REPAIR = 4
 
 
-KINDS = tuple(Kind(number) if number else None for number in range(len(Kind) + 1))
+_KINDS = {int(kind): kind for kind in Kind}
 _CLASSES = tuple(Traffic)
 
 
@@ -78,7 +78,8 @@ def decode_frame(header: bytes | bytearray | memoryview) -> Frame:
     length, kind, traffic, reserved, request = _HEADER.unpack(header)
     if length > PAYLOAD_SIZE_MAX:
         raise Refused(f"malformed frame: {length} bytes of payload, at most {PAYLOAD_SIZE_MAX} are allowed")
-    if not 1 <= kind < len(KINDS):
+    known = _KINDS.get(kind)
+    if known is None:
         raise Refused(f"malformed frame: unknown kind {kind}")
     if traffic >= len(_CLASSES):
         raise Refused(f"malformed frame: unknown class {traffic}")
@@ -86,4 +87,4 @@ def decode_frame(header: bytes | bytearray | memoryview) -> Frame:
         raise Refused("malformed frame: reserved bits are set")
     if request > REQUEST_NUMBER_MAX:
         raise Refused("malformed frame: request number out of range")
-    return Frame(length, Kind(kind), _CLASSES[traffic], request)
+    return Frame(length, known, _CLASSES[traffic], request)
