@@ -15,7 +15,7 @@ import apsw
 from gridfs.meta.rows import Inode
 from storage.errors import Corrupt
 
-KEPT_MAX = 4096
+KEPT_MAX = 8192
 """Rows in memory, but for those that were changed."""
 CHANGED_MAX = 4096
 """Rows that a transaction changes before they are written."""

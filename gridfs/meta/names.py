@@ -13,7 +13,7 @@ import apsw
 
 from gridfs.meta.schema import State
 
-KEPT_MAX = 4096
+KEPT_MAX = 8192
 """Names in memory, but for those that were changed."""
 CHANGED_MAX = 4096
 """Names that a transaction changes before they are written."""
