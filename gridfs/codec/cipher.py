@@ -27,7 +27,7 @@ _CIPHERS_MAX = 512
 
 @lru_cache(maxsize=_CIPHERS_MAX)
 def run_cipher(key: bytes) -> AESGCM:
-    """The cipher for a run's 32-byte key, kept among the last used ones."""
+    """The cipher for a 32-byte key, of a run or of blobs, kept among the last used ones."""
     return AESGCM(key)
 
 
@@ -65,7 +65,7 @@ def seal_blob(key: bytes, nonce: bytes, data: Buffer, aad: Buffer | None = None)
     """
     if len(nonce) != NONCE_SIZE:
         raise ValueError(f"a nonce has {NONCE_SIZE} bytes, not {len(nonce)}")
-    return nonce + AESGCM(key).encrypt(nonce, data, aad)
+    return nonce + run_cipher(key).encrypt(nonce, data, aad)
 
 
 def open_blob(key: bytes, blob: Buffer, aad: Buffer | None = None) -> bytes:
@@ -74,7 +74,7 @@ def open_blob(key: bytes, blob: Buffer, aad: Buffer | None = None) -> bytes:
     if len(view) < NONCE_SIZE + TAG_SIZE:
         raise Corrupt("a sealed blob is cut short")
     try:
-        return AESGCM(key).decrypt(bytes(view[:NONCE_SIZE]), view[NONCE_SIZE:], aad)
+        return run_cipher(key).decrypt(bytes(view[:NONCE_SIZE]), view[NONCE_SIZE:], aad)
     except InvalidTag:
         raise Corrupt("a sealed blob does not open: it was changed, or another key sealed it") from None
 

@@ -68,7 +68,8 @@ class Contents:
         step = self._config.piece_bytes
         for low in range(0, len(view), step):
             piece = view[low : low + step]
-            await self._dirty.room(len(piece), self._config.room_timeout_s)
+            if not self._dirty.has_room(len(piece)):
+                await self._dirty.room(len(piece), self._config.room_timeout_s)
             while self.pause.is_on:
                 await self.pause.over()
                 await self._dirty.room(len(piece), self._config.room_timeout_s)

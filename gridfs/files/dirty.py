@@ -66,6 +66,10 @@ class DirtyData:
 
     # ---- changing
 
+    def has_room(self, size: int) -> bool:
+        """Whether the spool takes `size` bytes more just now."""
+        return self._spool.room(size)
+
     async def room(self, size: int, timeout_s: float) -> None:
         """Wait until the spool takes `size` bytes more. Raises Exhausted after `timeout_s` seconds."""
         if self._spool.room(size):

@@ -364,6 +364,8 @@ class FileSystem:
 
         Raises Exhausted (ENOSPC) sooner than a write that is under way does.
         """
-        config = self._config
-        await self._dirty.room(ROOM_BYTES, min(config.room_timeout_s, config.grid_timeout_s))
-        await self.pause.over()
+        if not self._dirty.has_room(ROOM_BYTES):
+            config = self._config
+            await self._dirty.room(ROOM_BYTES, min(config.room_timeout_s, config.grid_timeout_s))
+        if self.pause.is_on:
+            await self.pause.over()

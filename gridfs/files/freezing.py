@@ -15,7 +15,7 @@ import trio
 from gridfs.codec.pack import LayoutPlan, max_plaintext
 from gridfs.files.dirty import DirtyData
 from gridfs.files.log import OperationLog
-from gridfs.files.overlay import Piece
+from gridfs.files.overlay import DirtyRange, Piece
 from gridfs.meta.operations import PackRecord
 
 
@@ -201,15 +201,15 @@ class Freezer:
             idle.append(ino)
         return idle
 
-    def _free_ranges(self, ino: int) -> list[tuple[int, int, int]]:
-        """Dirty ranges of an inode that no flight carries, by start: (start, end, oldest number)."""
+    def _free_ranges(self, ino: int) -> Iterator[DirtyRange]:
+        """Dirty ranges of an inode that no flight carried when the first was asked for, by start."""
         overlay = self._dirty.overlay(ino)
         if overlay is None:
-            return []
+            return
         flying = sorted(self._in_flight.get(ino, ()), key=lambda run: run.start)
         if not flying:
-            return [(item.start, item.end, item.oldest) for item in overlay.ranges()]
-        free: list[tuple[int, int, int]] = []
+            yield from overlay.ranges()
+            return
         index = 0
         for start, end, oldest in overlay.ranges():
             while index < len(flying) and flying[index].end <= start:
@@ -218,12 +218,11 @@ class Freezer:
             while ahead < len(flying) and flying[ahead].start < end:
                 run = flying[ahead]
                 if low < run.start:
-                    free.append((low, run.start, oldest))
+                    yield DirtyRange(low, run.start, oldest)
                 low = max(low, run.end)
                 ahead += 1
             if low < end:
-                free.append((low, end, oldest))
-        return free
+                yield DirtyRange(low, end, oldest)
 
     def _cuts(self, start: int, end: int, whole: bool) -> list[tuple[int, int]]:
         """A range cut at multiples of the pack size; with `whole` only the pieces that fill one."""

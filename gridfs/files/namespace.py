@@ -11,8 +11,8 @@ import errno
 import logging
 import os
 import stat
-from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from gridfs.files import acl
@@ -51,8 +51,7 @@ def _fail(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, gc=False):
     """Attributes to be set; None leaves one as it is. Times in nanoseconds."""
 
     mode: int | None = None

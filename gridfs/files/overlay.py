@@ -8,6 +8,7 @@ the spool can count down: the live bytes of a slot are the bytes written into it
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -134,16 +135,21 @@ class Overlay:
         """Pieces in [start, end) that were written up to number `up_to`, clipped. Changes nothing."""
         return self._clipped(start, end, up_to)
 
-    def ranges(self) -> list[DirtyRange]:
-        """All dirty ranges, neighbours joined, by start."""
-        result: list[DirtyRange] = []
-        for piece in self._pieces:
-            if result and result[-1].end == piece.start:
-                last = result[-1]
-                result[-1] = DirtyRange(last.start, piece.end, min(last.oldest, piece.oldest))
+    def ranges(self) -> Iterator[DirtyRange]:
+        """All dirty ranges, neighbours joined, by start. Nothing may change meanwhile."""
+        pieces = iter(self._pieces)
+        first = next(pieces, None)
+        if first is None:
+            return
+        start, end, oldest = first.start, first.end, first.oldest
+        for piece in pieces:
+            if piece.start == end:
+                oldest = min(oldest, piece.oldest)
             else:
-                result.append(DirtyRange(piece.start, piece.end, piece.oldest))
-        return result
+                yield DirtyRange(start, end, oldest)
+                start, oldest = piece.start, piece.oldest
+            end = piece.end
+        yield DirtyRange(start, end, oldest)
 
     def _overlapping(self, start: int, end: int) -> tuple[int, int]:
         """Indices [low, high) of the pieces that share a byte with [start, end)."""

@@ -175,7 +175,7 @@ class Readahead:
             return b""
         window = self._covering(offset)
         self.jumped = window is None and not self._sequential(offset)
-        if window is None and not self.jumped:
+        if window is None and not self.jumped and end < size:  # else there is nothing ahead
             self._restart(offset, end, size)
             window = self._covering(offset)
         if window is None:

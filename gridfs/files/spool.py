@@ -8,6 +8,10 @@ A slot is needed while it holds data that no pack has yet (`live` bytes), or an 
 metadata has not stored durably. Slots leave in order, oldest first, so what is on disk is always a
 suffix of the log: replay of a commit or a truncate that follows a write still finds them.
 
+A page of a slot is first written whole, with zeros behind the record that reaches into it. What lies
+there in a file that is used again may have left the kernel's memory, and to write a part of such a page
+would mean to read it from the disk first, while every request of the mount waits.
+
 Each slot's key is derived from its own salt, and a nonce is a position in that slot; a slot is only
 ever appended to by the process that began it, so no key and nonce meet twice. SPEC.md has the fields.
 
@@ -32,6 +36,7 @@ from gridfs.files.spoolformat import (
     CHUNK,
     DATA_MAX,
     OPERATION_MAX,
+    PAGE,
     RECORD,
     RECORD_MAGIC,
     SLOT_HEADER,
@@ -47,6 +52,7 @@ from storage.ports import Buffer, File, Machine
 
 logger = logging.getLogger(__name__)
 
+_ZEROS = memoryview(bytes(PAGE))
 SMALL_MAX = 4096
 """Bytes that a record without data may take that is called small: names, and not much else."""
 SLOT_BYTES_MIN = 4 << 20
@@ -200,40 +206,28 @@ class Spool:
         """
         assert number > self.last, (number, self.last)
         length = len(data)
-        op_sealed = len(operation) + TAG
-        total = RECORD.size + op_sealed + sealed_length(length, phase)
+        total = RECORD.size + len(operation) + TAG + sealed_length(length, phase)
         slot = self._slot_for(total, number)
-        at = slot.end
+        end = slot.end + total
         if len(self._scratch) < total:
             self._scratch = bytearray(total)
         out = memoryview(self._scratch)[:total]
-        RECORD.pack_into(out, 0, RECORD_MAGIC, len(operation), length, phase, number, slot.generation)
-        op_end = RECORD.size + op_sealed
-        seal = slot.cipher.encrypt_into
-        seal(nonce_at(at + RECORD.size), operation, out[: RECORD.size], out[RECORD.size : op_end])
-        if length:
-            view = memoryview(data)
-            done, position = 0, op_end
-            while done < length:
-                step = min(length - done, CHUNK - (phase + done) % CHUNK)
-                sealed_end = position + step + TAG
-                seal(nonce_at(at + position), view[done : done + step], None, out[position:sealed_end])
-                done += step
-                position = sealed_end
+        data_at = slot.seal(out, number, operation, data, phase)
+        parts = [out] if end <= slot.whole else [out, _ZEROS[: -end % PAGE]]
         try:
-            slot.file.write_at([out], at)
+            slot.file.write_at(parts, slot.end)
         except OSError:
             self._give_up(slot)
             raise
-        slot.end = at + total
+        slot.end = end
+        slot.whole = max(slot.whole, end + -end % PAGE)
         slot.first = slot.first or number
         slot.last = self.last = number
-        source = Source(slot.index, at + op_end)
         if length:
-            slot.data[source.offset] = (length, phase)
+            slot.data[data_at] = (length, phase)
             slot.live += length
             self.live_bytes += length
-        return source
+        return Source(slot.index, data_at)
 
     def _give_up(self, slot: Slot) -> None:
         """A write failed, and the disk may have a part of it: nothing else is sealed for that place."""
@@ -288,12 +282,13 @@ class Spool:
         previous = self.last if self._slots else 0
         header = SlotHeader(self._generation + 1, self._machine.entropy.token(16), previous, number)
         try:
-            file.write_at([header.pack()], 0)
+            file.write_at([header.pack(), _ZEROS[SLOT_HEADER.size :]], 0)
         except OSError:
             self._torn.append((index, file))
             raise
         self._generation = self._began = header.generation
         slot = self._slot(index, file, header)
+        slot.whole = PAGE
         self._slots.append(slot)
         self._by_index[index] = slot
         return slot

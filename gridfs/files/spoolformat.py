@@ -9,11 +9,12 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from storage.errors import Refused
-from storage.ports import File
+from storage.ports import Buffer, File
 
 VERSION = 1
 CHUNK = 65536
 TAG = 16
+PAGE = 4096
 SLOT_HEADER = struct.Struct("<8sHxxxxxxQ16sQQ8x")
 RECORD = struct.Struct("<4sIIIQQ")
 SLOT_MAGIC = b"GRIDSPL\0"
@@ -64,6 +65,8 @@ class Slot:
     begin: int
     """Number of its own first record; not always the next one, as the grid may have been ahead of us."""
     end: int = SLOT_HEADER.size
+    whole: int = 0
+    """Pages up to here were written whole by this process, and so are in the kernel's memory."""
     live: int = 0
     pins: int = 0
     first: int = 0
@@ -77,6 +80,26 @@ class Slot:
     """Number of the last operation that took data of a promised slot away."""
     data: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Start of a record's data in the slot -> (bytes of plaintext, phase)."""
+
+    def seal(self, out: memoryview, number: int, operation: bytes, data: Buffer, phase: int) -> int:
+        """Fill `out` with the record that goes to the slot's end, and is just as long; returns where its
+        data will begin in the slot. Nothing else may be sealed for that place."""
+        length = len(data)
+        at, encrypt = self.end, self.cipher.encrypt_into
+        RECORD.pack_into(out, 0, RECORD_MAGIC, len(operation), length, phase, number, self.generation)
+        position = RECORD.size + len(operation) + TAG
+        data_at = at + position
+        encrypt(nonce_at(at + RECORD.size), operation, out[: RECORD.size], out[RECORD.size : position])
+        if length:
+            view = memoryview(data)
+            done = 0
+            while done < length:
+                step = min(length - done, CHUNK - (phase + done) % CHUNK)
+                sealed_end = position + step + TAG
+                encrypt(nonce_at(at + position), view[done : done + step], None, out[position:sealed_end])
+                done += step
+                position = sealed_end
+        return data_at
 
 
 def nonce_at(position: int) -> bytes:

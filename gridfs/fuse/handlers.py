@@ -9,9 +9,9 @@ import os
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pyfuse3
 
 from gridfs.files import acl
@@ -150,7 +150,7 @@ class Handlers(pyfuse3.Operations):
             await self._pages.still(inode)
         if fields.update_size and not fields.update_mtime:
             # The kernel keeps the times of what it caches, and leaves them where the size stays as it is.
-            change = replace(change, mtime=current.mtime, ctime=change.ctime or current.ctime)
+            change = msgspec.structs.replace(change, mtime=current.mtime, ctime=change.ctime or current.ctime)
         self._namespace.change(inode, change)
         return self._attributes(self._namespace.inode(inode))
 

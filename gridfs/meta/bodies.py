@@ -15,7 +15,8 @@ the base is empty, and what of the base lies behind it is dead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import apsw
@@ -34,6 +35,9 @@ CLONE_ROWS_MAX = 1000
 
 MOVED_ROWS = 1000
 """Extents of a base that are moved at once where nobody can wait for the work list."""
+
+ROWS_A_PIECE = 8
+"""Rows between extents that are to go in are read at once where they are no more than so many for each."""
 
 DEPTH_MAX = 16
 """Bases above each other; a body that is cloned and changed faster than that waits for the work list."""
@@ -109,24 +113,39 @@ class Bodies:
         """From here on nothing of a copy's base is alive."""
         return min((cut.position for cut in self._cuts.get(body, ())), default=WHOLE)
 
-    def insert(self, ino: int, pieces: Sequence[Extent], changes: dict[int, int]) -> None:
-        """Put extents into an inode's body; `changes` gathers what to add to the live bytes of packs."""
-        body = self._body(ino)
-        is_new = body is None
-        if body is None:
-            body = self._new_body()
-        held = 0
-        for index, piece in enumerate(pieces):
-            if is_new and index == 0:
-                held += self._exchange(body, [], [piece], changes)
-                continue
+    def insert(self, by_inode: Mapping[int, Sequence[Extent]], changes: dict[int, int]) -> None:
+        """Put extents into the bodies of inodes; `changes` gathers what to add to the live bytes of packs."""
+        exchange = _Exchange(changes)
+        for ino, pieces in by_inode.items():
+            body = self._body(ino)
+            is_empty = body is None
+            if body is None:
+                body = self._new_body()
+            held = 0
+            for group in [pieces] if algebra.are_apart(pieces) else [[piece] for piece in pieces]:
+                held += self._merge(body, group, exchange, is_empty=is_empty)
+                if group is not pieces:
+                    exchange.write(self._database)
+                is_empty = False
+            row = self._inodes.changing(ino)
+            row.body = body
+            row.held += held
+        exchange.write(self._database)
+
+    def _merge(self, body: int, pieces: Sequence[Extent], exchange: _Exchange, *, is_empty: bool) -> int:
+        """Put extents that are apart into a body; returns how many bytes more are held."""
+        old: list[Extent] = []
+        if not is_empty:
             # One byte more on each side brings in the neighbours that may continue the same run.
-            old = self._overlapping(body, piece.start - 1, piece.end + 1)
-            # Dead ones leave on the way: joined to a live neighbour they would come back.
-            held += self._exchange(body, old, algebra.insert(self._living(body, old), piece), changes)
-        row = self._inodes.changing(ino)
-        row.body = body
-        row.held += held
+            limit = ROWS_A_PIECE * len(pieces) if len(pieces) > 1 else -1
+            old = self._overlapping(body, pieces[0].start - 1, pieces[-1].end + 1, limit)
+            if len(old) >= limit - 1 > 0:  # they are far from each other
+                half = len(pieces) // 2
+                held = self._merge(body, pieces[:half], exchange, is_empty=False)
+                exchange.write(self._database)
+                return held + self._merge(body, pieces[half:], exchange, is_empty=False)
+        # Dead ones leave on the way: joined to a live neighbour they would come back.
+        return exchange.add(body, *algebra.insert_all(old, pieces, partial(self._living, body)))
 
     def truncate(self, ino: int, size: int, number: int) -> None:
         """Take everything from byte `size` on out of an inode's body."""
@@ -312,13 +331,14 @@ class Bodies:
         if change:
             self._inodes.changing(ino).held += change
 
-    def _overlapping(self, body: int, start: int, end: int) -> list[Extent]:
-        """Extents that share a byte with [start, end), the dead among them, by start."""
+    def _overlapping(self, body: int, start: int, end: int, limit: int = -1) -> list[Extent]:
+        """Extents that share a byte with [start, end), the dead among them, by start; up to `limit` of them,
+        or one less."""
         rows = self._database.execute(
             f"SELECT {_COLUMNS} FROM extent WHERE body = ?1 AND start < ?3 AND start >= coalesce("  # noqa: S608
             "(SELECT start FROM extent WHERE body = ?1 AND start <= ?2 ORDER BY start DESC LIMIT 1), ?2)"
-            " ORDER BY start",
-            (body, start, end),
+            " ORDER BY start LIMIT ?4",
+            (body, start, end, limit),
         )
         result = [Extent(*row) for row in rows]
         if result and result[0].end <= start:
@@ -336,22 +356,9 @@ class Bodies:
         self, body: int, old: Sequence[Extent], new: Sequence[Extent], changes: dict[int, int]
     ) -> int:
         """Make the rows `old` into `new`; returns how many bytes more are held."""
-        gone, come = algebra.difference(old, new)
-        held = 0
-        for extent in gone:
-            changes[extent.pack_ref] = changes.get(extent.pack_ref, 0) - extent.length
-            held -= extent.length
-        for extent in come:
-            changes[extent.pack_ref] = changes.get(extent.pack_ref, 0) + extent.length
-            held += extent.length
-        if gone:
-            self._database.executemany(
-                "DELETE FROM extent WHERE body = ? AND start = ?", [(body, extent.start) for extent in gone]
-            )
-        if come:
-            self._database.executemany(
-                "INSERT INTO extent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [(body, *extent) for extent in come]
-            )
+        exchange = _Exchange(changes)
+        held = exchange.add(body, old, new)
+        exchange.write(self._database)
         return held
 
     def _set_cuts(self, body: int, cuts: list[_Cut]) -> None:
@@ -363,6 +370,37 @@ class Bodies:
             self._cuts[body] = cuts
         else:
             self._cuts.pop(body, None)
+
+
+class _Exchange:
+    """Rows that go and come, written together; `changes` gathers what to add to the live bytes of packs."""
+
+    def __init__(self, changes: dict[int, int]) -> None:
+        self._changes = changes
+        self._gone: list[tuple[int, int]] = []
+        self._come: list[tuple[int, ...]] = []
+
+    def add(self, body: int, old: Sequence[Extent], new: Sequence[Extent]) -> int:
+        """The rows `old` become `new`; returns how many bytes more are held."""
+        gone, come = algebra.difference(old, new)
+        changes, held = self._changes, 0
+        for extent in gone:
+            changes[extent.pack_ref] = changes.get(extent.pack_ref, 0) - extent.length
+            held -= extent.length
+            self._gone.append((body, extent.start))
+        for extent in come:
+            changes[extent.pack_ref] = changes.get(extent.pack_ref, 0) + extent.length
+            held += extent.length
+            self._come.append((body, *extent))
+        return held
+
+    def write(self, database: apsw.Connection) -> None:
+        if self._gone:
+            database.executemany("DELETE FROM extent WHERE body = ? AND start = ?", self._gone)
+            self._gone.clear()
+        if self._come:
+            database.executemany("INSERT INTO extent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._come)
+            self._come.clear()
 
 
 def _is_dead(extent: Extent, cuts: Sequence[_Cut]) -> bool:

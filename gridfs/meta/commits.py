@@ -29,8 +29,11 @@ class Commits:
         refs = [self._packs.put(record, ref) for record, ref in zip(commit.packs, known, strict=True)]
         # A new pack whose extents were all left out must be found as garbage.
         changes = {ref: 0 for ref, before in zip(refs, known, strict=True) if before is None}
-        for ino, records in by_inode.items():
-            self._bodies.insert(ino, [_extent(record, refs[record.pack]) for record in records], changes)
+        pieces = {
+            ino: [_extent(record, refs[record.pack]) for record in records]
+            for ino, records in by_inode.items()
+        }
+        self._bodies.insert(pieces, changes)
         self._packs.add_live(changes, number)
 
     def _by_inode(self, commit: Commit, number: int) -> dict[int, list[ExtentRecord]]:

@@ -6,7 +6,8 @@ so commits may be made in any order and made again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from gridfs.meta.rows import Extent
 
@@ -59,6 +60,39 @@ def insert(extents: Sequence[Extent], new: Extent) -> list[Extent]:
             _append(result, clip(extent, new.end, extent.end))
     _fill(result, new, position, new.end)
     return result
+
+
+def are_apart(extents: Sequence[Extent]) -> bool:
+    """Whether each begins where the one before it ends, or behind that."""
+    return all(left.end <= right.start for left, right in pairwise(extents))
+
+
+def insert_all(
+    extents: Sequence[Extent], new: Sequence[Extent], living: Callable[[list[Extent]], list[Extent]]
+) -> tuple[list[Extent], list[Extent]]:
+    """`insert` of each extent in `new`, which `are_apart`; of those that it touches only the `living` stay.
+
+    Returns which extents of the list are touched, and what takes their place.
+    """
+    before: list[Extent] = []
+    after: list[Extent] = []
+    index, count = 0, len(extents)
+    for piece in new:
+        start, end = piece.start, piece.end
+        while index < count and extents[index].end < start:
+            index += 1
+        touched: list[Extent] = []
+        while after and after[-1].end >= start:  # what the piece before this one has left
+            touched.insert(0, after.pop())
+        while index < count and extents[index].start <= end:
+            before.append(extents[index])
+            touched.append(extents[index])
+            index += 1
+        if touched:
+            after += insert(living(touched), piece)
+        else:
+            after.append(piece)
+    return before, after
 
 
 def cut(extents: Sequence[Extent], start: int, end: int) -> list[Extent]:

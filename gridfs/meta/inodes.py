@@ -7,6 +7,7 @@ was changed since the last commit is lost with a rollback, as it would be in the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,13 @@ import apsw
 from gridfs.meta.rows import Inode
 from storage.errors import Corrupt
 
-KEPT_MAX = 4096
+KEPT_MAX = 8192
 """Rows in memory, but for those that were changed."""
 CHANGED_MAX = 4096
 """Rows that a transaction changes before they are written."""
 
-_COLUMNS = (
-    "ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, parent, body, held, read_only"
-)
+COLUMNS = "ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, parent, body, held, read_only"
+"""What `Row` is made of, in its order."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,15 +99,21 @@ class Inodes:
         if ino > self._last or ino in self._gone:
             return None
         values: Any = self._database.execute(
-            f"SELECT {_COLUMNS} FROM inode WHERE ino = ?",  # noqa: S608
+            f"SELECT {COLUMNS} FROM inode WHERE ino = ?",  # noqa: S608
             (ino,),
         ).fetchone()
-        if values is None:
-            return None
+        return None if values is None else self._keep(Row(*values))
+
+    def keep(self, values: Sequence[Any]) -> Row:
+        """What the table has of an inode, in the order of COLUMNS; nothing may wait for `flush`."""
+        row = self._rows.get(values[0])
+        return self._keep(Row(*values)) if row is None else row
+
+    def _keep(self, row: Row) -> Row:
         if len(self._rows) >= KEPT_MAX + len(self._changed):
             self._evict()
-        row = self._rows[ino] = Row(*values)
         row.is_stored = True
+        self._rows[row.ino] = row
         return row
 
     def _evict(self) -> None:
@@ -158,7 +164,7 @@ class Inodes:
         old = [row.values() for row in self._changed.values() if row.is_stored]
         if new:
             self._database.executemany(
-                f"INSERT INTO inode ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                f"INSERT INTO inode ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
                 new,
             )
         if old:

@@ -13,7 +13,7 @@ import apsw
 
 from gridfs.meta.schema import State
 
-KEPT_MAX = 4096
+KEPT_MAX = 8192
 """Names in memory, but for those that were changed."""
 CHANGED_MAX = 4096
 """Names that a transaction changes before they are written."""
@@ -58,10 +58,19 @@ class Names:
         row: Any = self._database.execute(
             "SELECT parent, name, ino, cookie, type FROM entry WHERE parent = ? AND name = ?", key
         ).fetchone()
+        return self._keep(key, None if row is None else Name(*row))
+
+    def keep(self, entry: Name) -> None:
+        """An entry as the table has it; nothing may wait for `flush`."""
+        key = (entry.parent, entry.name)
+        if key not in self._kept:
+            self._keep(key, entry)
+
+    def _keep(self, key: tuple[int, bytes], entry: Name | None) -> Name | None:
         if len(self._kept) >= KEPT_MAX + len(self._changed):
             self._evict()
-        found = self._kept[key] = None if row is None else Name(*row)
-        return found
+        self._kept[key] = entry
+        return entry
 
     def _evict(self) -> None:
         """Let go of the older half."""

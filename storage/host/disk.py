@@ -87,6 +87,8 @@ class OsFile:
             return self._direct
 
     def write_at(self, parts: Sequence[Buffer], offset: int) -> int:
+        if len(parts) <= _VECTORS_MAX:
+            return self._write_vector(parts, offset)
         total = 0
         for start in range(0, len(parts), _VECTORS_MAX):
             total += self._write_vector(parts[start : start + _VECTORS_MAX], offset + total)

@@ -128,7 +128,7 @@ def test_a_late_write_fills_only_around_newer_ones() -> None:
         Piece(10, 20, 7, source(7), 0, 7),
         Piece(20, 30, 3, source(3), 20, 3),
     ]
-    assert overlay.ranges() == [DirtyRange(0, 30, 3)]
+    assert list(overlay.ranges()) == [DirtyRange(0, 30, 3)]
 
 
 def test_a_write_in_the_middle_splits_and_returns_what_it_covers() -> None:
@@ -152,9 +152,9 @@ def test_what_is_overwritten_is_still_waited_for_until_a_pack_has_it_or_what_too
     overlay = Overlay()
     overlay.write(0, 10, 1, source(1))
     overlay.write(0, 10, 2, source(2))
-    assert overlay.ranges() == [DirtyRange(0, 10, 1)]
+    assert list(overlay.ranges()) == [DirtyRange(0, 10, 1)]
     overlay.write(4, 6, 3, source(3))  # while the rest is on its way, frozen at 2
-    assert overlay.ranges() == [DirtyRange(0, 10, 1)]
+    assert list(overlay.ranges()) == [DirtyRange(0, 10, 1)]
     overlay.retire(0, 5, 2)
     assert overlay.pieces(0, 10) == [
         Piece(4, 5, 3, source(3), 0, 3),
@@ -162,7 +162,7 @@ def test_what_is_overwritten_is_still_waited_for_until_a_pack_has_it_or_what_too
         Piece(6, 10, 2, source(2), 6, 1),
     ]
     overlay.retire(5, 10, 2)
-    assert overlay.ranges() == [DirtyRange(4, 6, 3)]
+    assert list(overlay.ranges()) == [DirtyRange(4, 6, 3)]
 
 
 def test_empty_ranges_hold_nothing() -> None:
@@ -184,7 +184,7 @@ def test_many_random_small_writes_leave_one_piece_each() -> None:
     for number, block in enumerate(order, start=1):
         assert overlay.write(block * 4096, block * 4096 + 4096, number, source(number)) == []
     assert len(overlay) == count
-    assert overlay.ranges() == [DirtyRange(0, count * 4096, 1)]
+    assert list(overlay.ranges()) == [DirtyRange(0, count * 4096, 1)]
     assert len(overlay.retire(0, count * 4096, count)) == count
     assert overlay.empty
     assert overlay.dirty_bytes == 0

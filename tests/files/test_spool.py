@@ -5,21 +5,49 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from gridfs.files.overlay import Source
 from gridfs.files.spool import SLOT_HEADER, Replayed, Spool
+from gridfs.files.spoolformat import PAGE
 from storage.errors import Corrupt, Exhausted, Refused
 from storage.host import OsDisk
-from storage.ports import Space
+from storage.host.disk import OsFile
+from storage.ports import Buffer, Space
 from storage.system import system_machine
 
 KEY = bytes(range(32))
 LIMIT = 32 << 20
 SLOT = 4 << 20
+
+
+class WatchedFile(OsFile):
+    def __init__(self, file: OsFile, writes: list[tuple[int, int]]) -> None:
+        super().__init__(os.dup(file.descriptor or 0))
+        file.close()
+        self._writes = writes
+
+    def write_at(self, parts: Sequence[Buffer], offset: int) -> int:
+        done = super().write_at(parts, offset)
+        self._writes.append((offset, offset + done))
+        return done
+
+
+class WatchedDisk(OsDisk):
+    """Keeps which ranges of each file were written."""
+
+    def __init__(self) -> None:
+        self.written: list[list[tuple[int, int]]] = []
+
+    def open(
+        self, path: str, *, create: bool = False, exclusive: bool = False, writable: bool = True
+    ) -> OsFile:
+        self.written.append([])
+        file = super().open(path, create=create, exclusive=exclusive, writable=writable)
+        return WatchedFile(file, self.written[-1])
 
 
 def make(directory: Path) -> Spool:
@@ -90,8 +118,9 @@ def test_a_torn_tail_ends_the_replay_and_nothing_else(tmp_path: Path, cut: int) 
     for number in range(1, 6):
         spool.append(number, b"op", os.urandom(100_000))
     path = next((tmp_path / "spool").glob("*.spool"))
+    end = spool.disk_bytes
     spool.close()
-    os.truncate(path, path.stat().st_size - cut)
+    os.truncate(path, end - cut)
     again, found = opened(tmp_path)
     assert [item.number for item in found] == [1, 2, 3, 4]
     again.append(5, b"another fifth", b"x" * 10)
@@ -132,6 +161,33 @@ def test_slots_leave_in_order_and_are_used_again(spool: Spool, tmp_path: Path) -
     for number in range(13, 16):
         spool.append(number, b"op", os.urandom(1_300_000))
     assert sorted((tmp_path / "spool").glob("*.spool")) == files
+
+
+def test_no_page_is_written_in_part_before_it_was_written_whole(tmp_path: Path) -> None:
+    """In a file that is used again it would be read from the disk for that, in the loop."""
+    disk = WatchedDisk()
+    spool = Spool(dataclasses.replace(system_machine(), disk=disk), str(tmp_path / "spool"), KEY, LIMIT)
+    assert list(spool.open(0)) == []
+    chance = random.Random(7)
+    begun = 0
+    for number in range(1, 1500):
+        size = chance.choice([0, 0, 1, 1000, 4096, 70_000])
+        source = spool.append(number, bytes(chance.randrange(1, 300)), bytes(size), chance.randrange(65536))
+        if size:
+            spool.retire(source, size)
+        begun += spool.reclaim(number)
+    assert begun > 1
+    for writes in disk.written:
+        whole = 0
+        for start, end in writes:
+            if (start, end) == (0, SLOT_HEADER.size):  # made free
+                continue
+            if start == 0:  # begun
+                whole = 0
+            assert start <= whole
+            assert end <= whole or end % PAGE == 0
+            whole = max(whole, end)
+    spool.close()
 
 
 def test_a_reclaimed_slot_is_not_replayed(tmp_path: Path) -> None:

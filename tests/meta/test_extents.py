@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gridfs.meta.extents import clip, continues, cut, difference, insert
+from gridfs.meta.extents import are_apart, clip, continues, cut, difference, insert, insert_all
 from gridfs.meta.rows import Extent
 
 SIZE = 40
@@ -112,3 +112,20 @@ def test_a_hole_in_the_middle_is_filled_and_the_run_is_whole_again() -> None:
 def test_clip_keeps_the_place_in_the_run() -> None:
     assert clip(extent(10, 10, 1, skip=3), 12, 15) == extent(12, 3, 1, skip=5)
     assert clip(extent(10, 10, 1), 0, 100) == extent(10, 10, 1)
+
+
+@given(st.lists(extents(), max_size=8), st.lists(extents(), min_size=1, max_size=8))
+def test_many_at_once_are_as_one_after_the_other(items: list[Extent], pieces: list[Extent]) -> None:
+    old: list[Extent] = []
+    for item in items:
+        old = insert(old, item)
+    new: list[Extent] = []
+    for piece in sorted(pieces):
+        if not new or new[-1].end <= piece.start:
+            new.append(piece)
+    assert are_apart(new)
+    expected = old
+    for piece in new:
+        expected = insert(expected, piece)
+    before, after = insert_all(old, new, list)
+    assert sorted([item for item in old if item not in before] + after) == expected
