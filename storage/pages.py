@@ -19,6 +19,8 @@ _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _BLOCK_SIZE = 65536 + 16
 _SLACK = 2 * mmap.PAGESIZE
 """Beside the blocks of a class: a share's header and table, or what direct access reads beside a range."""
+_FORGOTTEN = 64
+"""A loan makes us forget one part in so many of what was lent at one time before."""
 
 
 class _Loan(weakref.ref[ctypes.Array[ctypes.c_char]]):
@@ -30,7 +32,7 @@ class _Loan(weakref.ref[ctypes.Array[ctypes.c_char]]):
 
 class PagePool:
     """Lends memory; keeps what came back, of the sizes that are in use, while that and what is lent are no
-    more than `bytes_max`."""
+    more than `bytes_max`, or than what was lent at one time of late."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -43,6 +45,8 @@ class PagePool:
         self._kept_bytes = 0
         self._lent_bytes = 0
         """Of what is referred to, and of `_back`."""
+        self._lent_lately = 0
+        """The most at one time, less and less of it with every loan."""
 
     @property
     def kept_bytes(self) -> int:
@@ -67,6 +71,7 @@ class PagePool:
         loan.pages = pages
         self._loans[id(loan)] = loan
         self._lent_bytes += rounded
+        self._lent_lately = max(self._lent_bytes, self._lent_lately - self._lent_lately // _FORGOTTEN)
         self._trim()
         return memoryview(lent).cast("B")[:size]
 
@@ -94,7 +99,8 @@ class PagePool:
         self._trim()
 
     def _trim(self) -> None:
-        while self._kept_bytes and self._kept_bytes + self._lent_bytes > self._bytes_max:
+        bytes_max = max(self._bytes_max, self._lent_lately)
+        while self._kept_bytes and self._kept_bytes + self._lent_bytes > bytes_max:
             size, kept = next(iter(self._kept.items()))
             if kept:
                 del kept[0]
