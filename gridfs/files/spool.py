@@ -8,9 +8,8 @@ A slot is needed while it holds data that no pack has yet (`live` bytes), or an 
 metadata has not stored durably. Slots leave in order, oldest first, so what is on disk is always a
 suffix of the log: replay of a commit or a truncate that follows a write still finds them.
 
-A page of a slot is first written whole, with zeros behind the record that reaches into it. What lies
-there in a file that is used again may have left the kernel's memory, and to write a part of such a page
-would mean to read it from the disk first, while every request of the mount waits.
+A page of a slot is first written whole, with zeros behind the record: a part of one that is used again,
+and has left the kernel's memory, could not be written before it was read.
 
 Each slot's key is derived from its own salt, and a nonce is a position in that slot; a slot is only
 ever appended to by the process that began it, so no key and nonce meet twice. SPEC.md has the fields.
@@ -39,7 +38,9 @@ from gridfs.files.spoolformat import (
     PAGE,
     RECORD,
     RECORD_MAGIC,
+    ROOM,
     SLOT_HEADER,
+    SMALL_DATA_MAX,
     TAG,
     Slot,
     SlotHeader,
@@ -52,7 +53,7 @@ from storage.ports import Buffer, File, Machine
 
 logger = logging.getLogger(__name__)
 
-_ZEROS = memoryview(bytes(PAGE))
+_ZEROS = memoryview(bytes(ROOM))
 SMALL_MAX = 4096
 """Bytes that a record without data may take that is called small: names, and not much else."""
 SLOT_BYTES_MIN = 4 << 20
@@ -213,14 +214,19 @@ class Spool:
             self._scratch = bytearray(total)
         out = memoryview(self._scratch)[:total]
         data_at = slot.seal(out, number, operation, data, phase)
-        parts = [out] if end <= slot.whole else [out, _ZEROS[: -end % PAGE]]
+        parts, whole = [out], slot.whole
+        if end > whole:
+            is_growing = end > slot.file_bytes and total <= SMALL_DATA_MAX and self._disk_has_room()
+            whole = end + -end % (ROOM if is_growing else PAGE)
+            parts.append(_ZEROS[: whole - end])
         try:
             slot.file.write_at(parts, slot.end)
         except OSError:
             self._give_up(slot)
             raise
         slot.end = end
-        slot.whole = max(slot.whole, end + -end % PAGE)
+        slot.whole = whole
+        slot.file_bytes = max(slot.file_bytes, whole)
         slot.first = slot.first or number
         slot.last = self.last = number
         if length:
@@ -282,13 +288,14 @@ class Spool:
         previous = self.last if self._slots else 0
         header = SlotHeader(self._generation + 1, self._machine.entropy.token(16), previous, number)
         try:
-            file.write_at([header.pack(), _ZEROS[SLOT_HEADER.size :]], 0)
+            file.write_at([header.pack(), _ZEROS[SLOT_HEADER.size : PAGE]], 0)
+            file_bytes = file.size()
         except OSError:
             self._torn.append((index, file))
             raise
         self._generation = self._began = header.generation
         slot = self._slot(index, file, header)
-        slot.whole = PAGE
+        slot.whole, slot.file_bytes = PAGE, file_bytes
         self._slots.append(slot)
         self._by_index[index] = slot
         return slot
@@ -484,8 +491,7 @@ class Spool:
         for _, file in (*self._spare, *self._torn):
             file.close()
         self._slots.clear()
-        self._spare.clear()
-        self._torn.clear()
+        self._spare, self._torn = [], []
 
     def _path(self, index: int) -> str:
         return f"{self._directory}/{index:04d}.spool"

@@ -15,6 +15,11 @@ VERSION = 1
 CHUNK = 65536
 TAG = 16
 PAGE = 4096
+ROOM = 65536
+"""A small record that makes a slot's file longer brings zeros up to a multiple of this, so that the next ones
+do not: then a sync waits for the disk once, not for the file system's own journal as well."""
+SMALL_DATA_MAX = 16384
+"""Bytes of a record that is small in that sense."""
 SLOT_HEADER = struct.Struct("<8sHxxxxxxQ16sQQ8x")
 RECORD = struct.Struct("<4sIIIQQ")
 SLOT_MAGIC = b"GRIDSPL\0"
@@ -67,6 +72,8 @@ class Slot:
     end: int = SLOT_HEADER.size
     whole: int = 0
     """Pages up to here were written whole by this process, and so are in the kernel's memory."""
+    file_bytes: int = 0
+    """Size of the file."""
     live: int = 0
     pins: int = 0
     first: int = 0

@@ -12,7 +12,7 @@ import pytest
 
 from gridfs.files.overlay import Source
 from gridfs.files.spool import SLOT_HEADER, Replayed, Spool
-from gridfs.files.spoolformat import PAGE
+from gridfs.files.spoolformat import PAGE, ROOM
 from storage.errors import Corrupt, Exhausted, Refused
 from storage.host import OsDisk
 from storage.host.disk import OsFile
@@ -187,6 +187,17 @@ def test_no_page_is_written_in_part_before_it_was_written_whole(tmp_path: Path) 
             assert start <= whole
             assert end <= whole or end % PAGE == 0
             whole = max(whole, end)
+    spool.close()
+
+
+def test_small_records_seldom_make_a_file_longer(tmp_path: Path) -> None:
+    """A sync waits for the file system's own journal where one did."""
+    spool, _ = opened(tmp_path)
+    sizes = set()
+    for number in range(1, 401):
+        spool.append(number, b"op", bytes(1000))
+        sizes.add((tmp_path / "spool" / "0000.spool").stat().st_size)
+    assert len(sizes) == 1 + -(-spool.disk_bytes // ROOM)
     spool.close()
 
 
