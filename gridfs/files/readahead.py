@@ -7,7 +7,7 @@ kernel without another copy. A reader waits for whole windows: over a slow line 
 
 All windows of a mount share one byte budget, and handles that read on at the same time share it evenly:
 windows are as large as to let each of them have its own. Past the budget reads go on without read-ahead.
-Windows mostly end at multiples of their size, as packs of large files do, too.
+Large windows end at multiples of their size, as packs of large files do, too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from storage.client import Traffic
 from storage.pages import PagePool
 from storage.ports import Buffer
 
+ALIGNED_BYTES_MIN = 4 << 20
+"""Smaller windows end where they may: they come first, before it is known how slow the line is."""
 BEHIND = 1
 """Windows of a handle that are read but for pieces that others have overtaken."""
 HEAP_BYTES_MAX = 128 << 10
@@ -274,7 +276,7 @@ class Readahead:
 
 
 def _end_of(start: int, size: int) -> int:
-    """Where a window of about `size` bytes ends: a power of two at a multiple of it, not right behind it."""
-    if size & (size - 1):
+    """Where a window of about `size` bytes ends: a large power of two at a multiple of it."""
+    if size < ALIGNED_BYTES_MIN or size & (size - 1):
         return start + size
     return (start + size + size // 2) // size * size
