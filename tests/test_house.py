@@ -7,6 +7,7 @@ storage.ports only: one stray `os.urandom`, and a seed no longer gives the same 
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,23 @@ ORDER_MATTERS = frozenset(("list", "tuple", "iter", "enumerate", "next", "zip", 
 MODULE_LINES_USUAL = 370
 MODULE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 90
+
+
+TOP_LEVEL = frozenset(
+    """
+    .ci .gitignore CHANGELOG.md LICENSE README.md gridfs pyproject.toml scripts storage tests
+    """.split()  # noqa: SIM905
+)
+
+
+def test_nothing_else_lies_at_the_top() -> None:
+    """What programs leave where they run must not get into a commit by accident."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    found = subprocess.run(
+        ["git", "ls-tree", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert frozenset(found.stdout.split()) <= TOP_LEVEL
 
 
 def modules() -> list[Path]:

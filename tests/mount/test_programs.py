@@ -333,13 +333,15 @@ def test_find_by_time_size_and_links(tools: MountedFileSystem, place: Path) -> N
     ],
     ids=lambda words: " ".join(words),
 )
-def test_fio_verifies_what_it_wrote(tools: MountedFileSystem, place: Path, words: tuple[str, ...]) -> None:
+def test_fio_verifies_what_it_wrote(
+    tools: MountedFileSystem, place: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
     fio = ("fio", "--name=job", f"--directory={place}", "--size=8m", "--numjobs=2", *words)
     verify = ("--verify=crc32c", "--verify_fatal=1", "--randseed=7")
-    shell(*fio, *verify, "--do_verify=1")
+    shell(*fio, *verify, "--do_verify=1", cwd=tmp_path)  # it leaves its state where it runs
     if "--rw=randrw" not in words:  # whose reads cannot be told apart afterwards
         tools.remount()
-        shell(*fio, *verify, "--verify_only")
+        shell(*fio, *verify, "--verify_only", cwd=tmp_path)
 
 
 A_FEW = "dentry dir link rename utime xattr hdd iomix"
