@@ -7,7 +7,6 @@ was changed since the last commit is lost with a rollback, as it would be in the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,9 @@ KEPT_MAX = 8192
 CHANGED_MAX = 4096
 """Rows that a transaction changes before they are written."""
 
-COLUMNS = "ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, parent, body, held, read_only"
-"""What `Row` is made of, in its order."""
+_COLUMNS = (
+    "ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, target, parent, body, held, read_only"
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -99,21 +99,15 @@ class Inodes:
         if ino > self._last or ino in self._gone:
             return None
         values: Any = self._database.execute(
-            f"SELECT {COLUMNS} FROM inode WHERE ino = ?",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM inode WHERE ino = ?",  # noqa: S608
             (ino,),
         ).fetchone()
-        return None if values is None else self._keep(Row(*values))
-
-    def keep(self, values: Sequence[Any]) -> Row:
-        """What the table has of an inode, in the order of COLUMNS; nothing may wait for `flush`."""
-        row = self._rows.get(values[0])
-        return self._keep(Row(*values)) if row is None else row
-
-    def _keep(self, row: Row) -> Row:
+        if values is None:
+            return None
         if len(self._rows) >= KEPT_MAX + len(self._changed):
             self._evict()
+        row = self._rows[ino] = Row(*values)
         row.is_stored = True
-        self._rows[row.ino] = row
         return row
 
     def _evict(self) -> None:
@@ -164,7 +158,7 @@ class Inodes:
         old = [row.values() for row in self._changed.values() if row.is_stored]
         if new:
             self._database.executemany(
-                f"INSERT INTO inode ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                f"INSERT INTO inode ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
                 new,
             )
         if old:

@@ -58,19 +58,10 @@ class Names:
         row: Any = self._database.execute(
             "SELECT parent, name, ino, cookie, type FROM entry WHERE parent = ? AND name = ?", key
         ).fetchone()
-        return self._keep(key, None if row is None else Name(*row))
-
-    def keep(self, entry: Name) -> None:
-        """An entry as the table has it; nothing may wait for `flush`."""
-        key = (entry.parent, entry.name)
-        if key not in self._kept:
-            self._keep(key, entry)
-
-    def _keep(self, key: tuple[int, bytes], entry: Name | None) -> Name | None:
         if len(self._kept) >= KEPT_MAX + len(self._changed):
             self._evict()
-        self._kept[key] = entry
-        return entry
+        found = self._kept[key] = None if row is None else Name(*row)
+        return found
 
     def _evict(self) -> None:
         """Let go of the older half."""

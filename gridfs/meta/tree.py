@@ -11,7 +11,7 @@ from typing import Any
 
 import apsw
 
-from gridfs.meta.inodes import COLUMNS, Inodes
+from gridfs.meta.inodes import Inodes
 from gridfs.meta.names import Name, Names
 from gridfs.meta.operations import NAME_BYTES_MAX
 from gridfs.meta.rows import ROOT, Entry, Inode, Listed
@@ -22,7 +22,11 @@ DEPTH_MAX = 100_000
 ENTRIES_SEARCHED_MAX = 100_000
 """Entries that are looked through for the name of a file: some 10 ms."""
 
-_INODE = ", ".join(f"inode.{column}" for column in COLUMNS.split(", "))
+_INODE = (
+    "ino, mode, uid, gid, size, nlink, atime, mtime, ctime, rdev, coalesce(target, x''),"
+    " (min(held, size) + 511) / 512, read_only"
+)
+"""The fields of Inode, in its order; see `Row.inode`."""
 
 
 class Tree:
@@ -84,21 +88,13 @@ class Tree:
         return [Entry(*row) for row in rows]
 
     def listing(self, parent: int, after_cookie: int, limit: int) -> list[Listed]:
-        """Like `entries`, with the inodes; one query, and entries come from the index alone.
-
-        Who lists a directory mostly opens or removes what is there next: names and inodes are kept.
-        """
+        """Like `entries`, with the inodes; one query, and entries come from the index alone."""
         rows = self._database.execute(
             f"SELECT cookie, name, {_INODE} FROM entry CROSS JOIN inode USING (ino)"  # noqa: S608
             " WHERE entry.parent = ? AND cookie > ? ORDER BY cookie LIMIT ?",
             (parent, after_cookie, limit),
         )
-        listed = []
-        for cookie, name, *values in rows:
-            inode = self._inodes.keep(values).inode()
-            self._names.keep(Name(parent, name, inode.ino, cookie, stat.S_IFMT(inode.mode)))
-            listed.append(Listed(cookie, name, inode))
-        return listed
+        return [Listed(row[0], row[1], Inode._make(row[2:])) for row in rows]
 
     def has_entries(self, parent: int) -> bool:
         self._names.flush()

@@ -354,29 +354,6 @@ def test_a_failure_while_everything_is_written_leaves_the_transaction_whole(tmp_
     driver.store.close()
 
 
-def test_what_was_listed_is_not_read_again(driver: Driver) -> None:
-    directory = driver.make(b"directory", DIRECTORY)
-    for number in range(20):
-        driver.make(b"%d" % number, parent=directory)
-    driver.store.commit()
-    driver.reopen()
-    store, statements = driver.store, []
-    listed = store.listing(directory)
-
-    def note(_: object, statement: str, __: object) -> bool:
-        statements.append(statement)
-        return True
-
-    store._database.exec_trace = note
-    for entry in listed:
-        assert store.lookup(directory, entry.name) == entry.inode.ino
-        assert store.inode(entry.inode.ino) == entry.inode
-    assert statements == []
-    store._database.exec_trace = None
-    driver.do(Unlink(directory, b"3", listed[3].inode.ino, 7))
-    assert [entry.name for entry in store.listing(directory)] == [b"%d" % n for n in range(20) if n != 3]
-
-
 def test_what_waits_in_memory_is_seen_by_every_question(driver: Driver) -> None:
     """Also after it was written, was put out of memory, and was changed again."""
     store = driver.store
