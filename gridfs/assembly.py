@@ -144,7 +144,9 @@ async def open_filesystem(
     """
     async with (
         connected(machine, roster) as clients,
-        reach(config, roster, head_keys(config, keys, former), clients, *_reading(options)) as grid,
+        reach(
+            config, roster, head_keys(config, keys, former), clients, _reading(options), options.memory_bytes
+        ) as grid,
         run_filesystem(machine, config, grid, database, spool_directory, options) as parts,
     ):
         yield parts
@@ -193,7 +195,9 @@ async def follow_filesystem(
     options = replace(options, read_only=True, atime=False)
     async with (
         connected(machine, roster) as clients,
-        reach(config, roster, head_keys(config, keys), clients, *_reading(options)) as grid,
+        reach(
+            config, roster, head_keys(config, keys), clients, _reading(options), options.memory_bytes
+        ) as grid,
     ):
         clear_scratch(machine.disk, spool_directory)
         sealer = LocalSealer(keys.local_key, machine.entropy)
@@ -288,12 +292,11 @@ async def connected(machine: Machine, roster: Roster) -> AsyncIterator[dict[byte
         nursery.cancel_scope.cancel()
 
 
-def _reading(options: MountOptions) -> tuple[DownloaderConfig, int]:
-    """How to read, and the bytes of memory that are kept for it and for writes."""
+def _reading(options: MountOptions) -> DownloaderConfig:
     config = DownloaderConfig(lent_bytes=options.memory_bytes // 4)
     if options.measure == "single":
         config = replace(config, spans_max=1)
-    return config, options.memory_bytes
+    return config
 
 
 @asynccontextmanager

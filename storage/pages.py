@@ -17,6 +17,9 @@ from collections import OrderedDict, deque
 
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _BLOCK_SIZE = 65536 + 16
+"""A block of a share, as `storage.format`, which lies above, has it. Others only fit less well."""
+HEAP_BYTES_MAX = 2 * _BLOCK_SIZE
+"""So little comes from the heap where it need not begin on a page: that is quicker."""
 _SLACK = 2 * mmap.PAGESIZE
 """Beside the blocks of a class: a share's header and table, or what direct access reads beside a range."""
 _FORGOTTEN = 64
@@ -59,6 +62,10 @@ class PagePool:
         """Memory that is referred to."""
         self._settle()
         return self._lent_bytes
+
+    def room(self, size: int) -> memoryview:
+        """`size` bytes that begin anywhere. Contents are whatever was there before."""
+        return memoryview(bytearray(size)) if size <= HEAP_BYTES_MAX else self.take(size)
 
     def take(self, size: int) -> memoryview:
         """`size` bytes that begin on a page. Contents are whatever was there before."""

@@ -26,8 +26,6 @@ ALIGNED_BYTES_MIN = 4 << 20
 """Smaller windows end where they may: they come first, before it is known how slow the line is."""
 BEHIND = 1
 """Windows of a handle that are read but for pieces that others have overtaken."""
-HEAP_BYTES_MAX = 128 << 10
-"""Smaller replies come from the heap, which is quicker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +71,9 @@ class Prefetcher:
         """Those that have windows now."""
         self._times: deque[float] = deque(maxlen=8)
         """Seconds that the last largest windows took."""
-        self._bytes_per_s = float("inf")
-        """At which the last window came."""
+        self._bytes_per_s: float | None = None
+        """At which the last window came; None before the first of this mount. Until then none is larger
+        than the first: over a slow line it would hold that up."""
         self._send, self._receive = trio.open_memory_channel[tuple[int, _Window]](256)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -113,6 +112,8 @@ class Prefetcher:
     def size_after(self, size: int) -> int:
         """Bytes of the window that follows one of `size` bytes."""
         config = self.config
+        if self._bytes_per_s is None:
+            return min(size, self._window_bytes_max())
         size, coming = min(2 * size, self._window_bytes_max()), self._bytes_per_s * config.window_s_max
         if coming >= size:
             return size
@@ -223,8 +224,8 @@ class Readahead:
             self._drop(window)
 
     async def _direct(self, offset: int, end: int, opened: list[Opened] | None = None) -> Buffer:
-        size, prefetcher = end - offset, self._prefetcher
-        out = prefetcher.pages.take(size) if size > HEAP_BYTES_MAX else memoryview(bytearray(size))
+        prefetcher = self._prefetcher
+        out = prefetcher.pages.room(end - offset)
         await prefetcher.reader.read_into(self._ino, offset, out, Traffic.DEMAND, opened)
         return out
 

@@ -8,7 +8,6 @@ The mount is initialised by ourselves (`initialise`) where that works as expecte
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -28,6 +27,7 @@ from gridfs.fuse.pages import Pages, store_to
 from gridfs.fuse.pausing import let_changes_wait
 from gridfs.fuse.turns import TURNS
 from gridfs.host import mounts
+from storage.host import have_one_heap, keep_on_heap
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,10 @@ READ_AHEAD_KIB = 4096
 TASKS_MIN = 8
 """Tasks kept at hand: each request that waits for something takes one."""
 TASKS_MAX = 256
-M_TRIM_THRESHOLD = -1
-M_MMAP_THRESHOLD = -3
-M_ARENA_MAX = -8
 HEAP_BYTES = 32 << 20
 MEMORY_PARTS = 8
 """Of files larger than that part of the memory no pages are stored: they would be gone before their time."""
 KEPT_BYTES = 32 << 20
-"""Free memory at the top of the heap that is kept: giving it back and taking it again costs page faults."""
 
 COLLECTED_OBJECTS = 10_000
 """New objects after which Python looks for cycles, of which there are few; 700 without a word."""
@@ -68,11 +64,8 @@ def tune_allocator() -> None:
     """Keep buffers of a request's size on the heap. Called once, early in the daemon."""
     gc.freeze()  # modules and what they made are here to stay
     gc.set_threshold(COLLECTED_OBJECTS)
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_ARENA_MAX, 1)  # buffers travel between threads: one heap has them all
-        libc.mallopt(M_MMAP_THRESHOLD, HEAP_BYTES)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    have_one_heap()
+    keep_on_heap(HEAP_BYTES, KEPT_BYTES)
 
 
 class Session:

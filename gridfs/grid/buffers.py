@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import trio
 
-from storage.format.share import BLOCK_SIZE
 from storage.pages import PagePool
-
-HEAP_BYTES_MAX = 2 * BLOCK_SIZE
 
 
 class BufferPool:
@@ -51,4 +48,4 @@ class BufferPool:
 
     def _lend(self, size: int) -> memoryview:
         self.lent_bytes += size
-        return memoryview(bytearray(size)) if size <= HEAP_BYTES_MAX else self._pages.take(size)
+        return self._pages.room(size)

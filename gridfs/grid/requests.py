@@ -30,6 +30,8 @@ from storage.errors import StorageError
 
 LAG_S = 0.01
 """The alarm may come this late. If it comes later, our own loop was busy and answers may lie unread."""
+BEHIND = 1.07
+"""Who has waited this many times as long as the first answer took waits for a server and not for the line."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +100,8 @@ class _Batch:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     is_open: bool = True
     sent_at: float = 0.0
+    took_s: float | None = None
+    """Until the answer was here; None without one."""
     ahead: int = 0
     """Bytes that were asked of the server before, with as much urgency, and had not come."""
     deadline_s: float = 0.0
@@ -181,6 +185,25 @@ class Requests:
             if batch.is_open and batch.is_abandoned:
                 batch.scope.cancel()
 
+    def is_behind(self, asking: Asking) -> bool:
+        """Whether its late requests are late beside those that were sent together with them; if that is not
+        to be told yet, it is woken when it is.
+
+        Where the others are still awaited, or took nearly as long, the line is slow, and asking for more on
+        it makes all of them later.
+        """
+        still_open = [batch for batch in asking.batches if batch.is_open]
+        answered = [batch.took_s for batch in asking.batches if batch.took_s is not None]
+        if not answered:
+            return all(batch.is_late for batch in still_open)
+        first = min(still_open, key=lambda batch: batch.sent_at)
+        due = first.sent_at + BEHIND * min(answered)
+        if trio.current_time() >= due:
+            return True
+        first.due = due
+        self._move_alarm(due)
+        return False
+
     async def ask(self, jobs: Sequence[Job], traffic: Traffic) -> None:
         """Wait until every job is done, well or not: see its `got` and `failure`. A checkpoint."""
         asking = Asking()
@@ -247,7 +270,7 @@ class Requests:
         if len(got) != len(spans) or not all(0 <= g <= s.length for g, s in zip(got, spans, strict=True)):
             self._failed(batch.server)
             return "it answered what was not asked"
-        waited_s = trio.current_time() - batch.sent_at
+        batch.took_s = waited_s = trio.current_time() - batch.sent_at
         in_time = not batch.is_late
         self._health.answered(batch.server, batch.ahead + batch.size, waited_s, in_time=in_time)
         for (job, _), count in zip(batch.jobs, got, strict=True):
@@ -278,8 +301,11 @@ class Requests:
         batch.deadline_s = self._health.deadline_s(batch.server, batch.ahead + batch.size)
         batch.due = batch.sent_at + batch.deadline_s
         self._open[batch] = None
-        if batch.due < self._alarm_at:
-            self._alarm_at = self._alarm.deadline = batch.due
+        self._move_alarm(batch.due)
+
+    def _move_alarm(self, due: float) -> None:
+        if due < self._alarm_at:
+            self._alarm_at = self._alarm.deadline = due
 
     def _ended(self, batch: _Batch) -> None:
         self._outstanding[batch.server][batch.traffic] -= batch.size

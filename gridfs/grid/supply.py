@@ -171,7 +171,9 @@ class Supply:
         pending: Sequence[_Pending],
         wants: Sequence[tuple[int, Want]],
     ) -> list[_Pending]:
-        """Ask others for what late servers owe, if that is possible and allowed."""
+        """Ask others for what late servers owe, if that is possible, of use and allowed."""
+        if not self._tools.requests.is_behind(asking):
+            return []
         coming = Coming()
         for fetch, _, _ in pending:
             if self.sources.healthy(fetch.server):

@@ -75,7 +75,7 @@ class Entry(NamedTuple):
 
     @property
     def end(self) -> int:
-        return self.offset + PREFIX_SIZE + len(self.fields) + self.payload_length
+        return self.payload_offset + self.payload_length
 
     def payload_ok(self, payload: Buffer) -> bool:
         return hmac.compare_digest(hash_entry(payload), self.payload_sum)

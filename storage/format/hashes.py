@@ -20,11 +20,11 @@ _HEAD_LOG = blake3(derive_key_context="gridfs 2026 head log")
 _HEAD_RECORD = blake3(derive_key_context="gridfs 2026 head record")
 
 
-def _digest(prepared: blake3, parts: tuple[Buffer, ...]) -> bytes:
+def _digest(prepared: blake3, parts: tuple[Buffer, ...], size: int = HASH_SIZE) -> bytes:
     hasher = prepared.copy()
     for part in parts:
         hasher.update(part)
-    return hasher.digest(HASH_SIZE)
+    return hasher.digest(size)
 
 
 def block_hasher() -> blake3:
@@ -54,10 +54,7 @@ def hash_pack(fields: Buffer, root: Buffer) -> bytes:
 
 def hash_entry(*parts: Buffer) -> bytes:
     """Checksum (16 bytes) of an entry in an append-only file."""
-    hasher = _ENTRY.copy()
-    for part in parts:
-        hasher.update(part)
-    return hasher.digest(16)
+    return _digest(_ENTRY, parts, 16)
 
 
 def hash_log_keys(first_key: Buffer, recovery_public: Buffer) -> bytes:

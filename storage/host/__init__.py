@@ -3,7 +3,7 @@
 from storage.host.clock import SystemClock
 from storage.host.disk import OsDisk, OsFile
 from storage.host.entropy import SystemEntropy
-from storage.host.heap import have_one_heap
+from storage.host.heap import have_one_heap, keep_on_heap
 from storage.host.lock import lock_directory
 from storage.host.threads import ThreadOffload
 
@@ -14,5 +14,6 @@ __all__ = [
     "SystemEntropy",
     "ThreadOffload",
     "have_one_heap",
+    "keep_on_heap",
     "lock_directory",
 ]

@@ -81,9 +81,10 @@ class OsFile:
                 flags = access | os.O_DIRECT | os.O_CLOEXEC
                 try:
                     self._direct = os.open(f"/proc/self/fd/{self._open}", flags)
-                except OSError:
-                    # A file system that has none, or no /proc to open the file by.
-                    self._has_direct = False
+                except OSError as error:
+                    # A file system that has none, or no /proc to open the file by; else there may be a
+                    # descriptor to spare the next time.
+                    self._has_direct = error.errno in (errno.EMFILE, errno.ENFILE)
             return self._direct
 
     def write_at(self, parts: Sequence[Buffer], offset: int) -> int:

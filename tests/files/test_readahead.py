@@ -133,9 +133,9 @@ async def test_windows_end_at_multiples_of_their_size(autojump_clock: MockClock)
     reader = TimedReader(0.001, 500e6)
     await read_through(reader, 32 << 20)
     assert [(start >> 20, end >> 20) for start, end in reader.ranges] == [
-        (0, 1),
-        (1, 3),
-        (3, 8),
+        *((0, 1), (1, 2)),  # as long as it is not known how quick the line is
+        (2, 4),
+        (4, 8),
         *((start, start + 8) for start in range(8, 32, 8)),
     ]
 

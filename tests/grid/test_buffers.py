@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from gridfs.grid.buffers import HEAP_BYTES_MAX, BufferPool
-from storage.pages import PagePool, class_size
+from gridfs.grid.buffers import BufferPool
+from storage.pages import HEAP_BYTES_MAX, PagePool, class_size
 
 SIZE = HEAP_BYTES_MAX + 1
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from gridfs.codec.cipher import SEGMENT_SIZE
 from gridfs.codec.pack import max_plaintext, seal_pack
-from gridfs.grid import buffers
 from gridfs.grid.downloader import Downloader, DownloaderConfig, PackRef, SegmentRead
 from gridfs.grid.errors import DamagedData, NotEnoughShares
 from storage.client import Span, Traffic
@@ -457,7 +456,7 @@ async def test_segments_outside_their_pack_are_refused() -> None:
 async def test_a_cancelled_read_cancels_its_request_and_lets_go_of_its_buffer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(buffers, "HEAP_BYTES_MAX", 0)
+    monkeypatch.setattr("storage.pages.HEAP_BYTES_MAX", 0)
     async with open_grid(1, 1) as grid:
         stored = await grid.store(plaintext(1000))
         await grid.read(stored)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gridfs.codec.cipher import SEGMENT_SIZE
-from gridfs.grid import buffers
 from gridfs.grid.downloader import DownloaderConfig, SegmentRead
 from gridfs.grid.health import HealthConfig
 from gridfs.grid.hedging import HedgeConfig, Hedging, others, settled
@@ -184,7 +183,7 @@ async def test_a_late_answer_never_writes_into_memory_that_is_used_again(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request is shared with another reader, so it goes on when the first one has left."""
-    monkeypatch.setattr(buffers, "HEAP_BYTES_MAX", 0)
+    monkeypatch.setattr("storage.pages.HEAP_BYTES_MAX", 0)
     async with open_grid(4, 6, reading=config()) as grid:
         stored, segment, server = await lone_range(grid)
         await grid.downloader.read([segment])

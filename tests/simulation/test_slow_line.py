@@ -14,8 +14,8 @@ from tests.simulation.runner import chance
 FILE_BYTES = 8 << 20
 EXPANSION = 6 / 4
 PIECE = 128 << 10
-WAIT_S_MAX = 25.0
-"""The first window is 1 MiB, whatever the line is, and another is under way beside it."""
+WAIT_S_MAX = 12.0
+"""The first window is 1 MiB, whatever the line is, and another one as large is under way beside it."""
 
 
 def line_of(mbit_s: int) -> Link:
@@ -93,5 +93,5 @@ def test_a_sequential_reader_never_waits_for_more_than_the_line_brings_in_some_s
         return found
 
     took, longest = run_world(1, story).result
-    assert took < 1.4 * needed_s  # late servers are hedged, which this line pays for
+    assert took < 1.2 * needed_s  # some answers are late and hedged, which this line pays for
     assert longest < WAIT_S_MAX
