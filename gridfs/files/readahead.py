@@ -1,7 +1,7 @@
 """Read-ahead: windows of a file that a sequential reader will want next, fetched before it asks.
 
 A handle that reads on from where it stopped gets windows that double up to `window_bytes_max`, one
-being read and one on its way, or two where servers are far; a handle that jumps gets just what it asks
+being read and one on its way, or several where servers are far; a handle that jumps gets just what it asks
 for. Each window is one fetch, so each server sees one readv for it, and its buffer is handed to the
 kernel without another copy. A reader waits for whole windows: over a slow line they stay small.
 
@@ -24,6 +24,9 @@ from storage.ports import Buffer
 
 ALIGNED_BYTES_MIN = 4 << 20
 """Smaller windows end where they may: they come first, before it is known how slow the line is."""
+WINDOWS_FAR = 5
+"""Windows on their way where servers are far. Each takes as long as the distance before it begins to come,
+and is asked for when another was read: with two of twice the size the line would be empty in between."""
 BEHIND = 1
 """Windows of a handle that are read but for pieces that others have overtaken."""
 
@@ -32,13 +35,14 @@ BEHIND = 1
 class ReadaheadConfig:
     window_bytes_min: int = 1 << 20
     window_bytes_max: int = 8 << 20
-    """Two on their way are twice bandwidth times delay at 100 MB/s and 80 ms."""
+    """Where servers are far they are half as large, and together twice bandwidth times delay at 100 MB/s and
+    100 ms."""
     window_s_max: float = 2.0
     """No window is larger than what comes in this time: readers wait for whole windows."""
     window_bytes_least: int = 128 << 10
     """However slow the line is."""
     far_s: float = 0.08
-    """Where no largest window came sooner of late, two are kept on their way."""
+    """Where no large window came sooner of late, several are kept on their way."""
     budget_bytes: int = 48 << 20
     """All windows of all handles."""
     near_bytes: int = 8 << 20
@@ -70,7 +74,7 @@ class Prefetcher:
         self.handles = 0
         """Those that have windows now."""
         self._times: deque[float] = deque(maxlen=8)
-        """Seconds that the last largest windows took."""
+        """Seconds that the last large windows took."""
         self._bytes_per_s: float | None = None
         """At which the last window came; None before the first of this mount. Until then none is larger
         than the first: over a slow line it would hold that up."""
@@ -102,7 +106,7 @@ class Prefetcher:
     @property
     def windows_ahead(self) -> int:
         """To be kept on their way for each handle."""
-        return 2 if len(self._times) > 1 and min(self._times) >= self.config.far_s else 1
+        return WINDOWS_FAR if len(self._times) > 1 and min(self._times) >= self.config.far_s else 1
 
     @property
     def first_size(self) -> int:
@@ -153,7 +157,7 @@ class Prefetcher:
 
     def _came(self, size: int, seconds: float) -> None:
         self._bytes_per_s = size / seconds if seconds else float("inf")
-        if size == self.config.window_bytes_max:
+        if size >= ALIGNED_BYTES_MIN:
             self._times.append(seconds)
 
 
@@ -254,13 +258,14 @@ class Readahead:
             self._windows.append(window)
 
     def _extend(self, offset: int, end: int, size: int) -> None:
-        """Keep a window's length of data ahead of the reader, or two."""
+        """Keep as many windows ahead of the reader as are needed."""
         for window in list(self._windows):
             if window.end + self._config.near_bytes < offset:
                 self._drop(window)
         while self._windows:
             ahead = self._windows[-1].end
-            if ahead >= size or ahead - end >= self._step * self._prefetcher.windows_ahead:
+            unread = sum(window.start >= end for window in self._windows)
+            if ahead >= size or unread >= self._prefetcher.windows_ahead:
                 return
             self._step = self._prefetcher.size_after(self._step)
             stop = min(size, _end_of(ahead, self._step))

@@ -13,7 +13,7 @@ held, under way, or lost for want of a server.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -112,9 +112,9 @@ class Uploader:
         self._outstanding: dict[ServerId, int] = {}
         self._patience = 1.0
         """So many times as long as usual puts are waited for. It grows where no server at all answers in
-        time: our own line is slow then, and else the same bytes would be sent for ever."""
-        self._heard_at = 0.0
-        """When a large put was answered last, or patience grew."""
+        time: our own line is slow then, and else the same bytes would be sent again, or for ever."""
+        self._answered_at = [float("-inf"), float("-inf")]
+        """When a put was answered last; when a large one was."""
         self._statistics = UploaderStatistics()
 
     def statistics(self) -> UploaderStatistics:
@@ -206,7 +206,25 @@ class Uploader:
         ahead = self._outstanding.get(server_id, 0)
         self._outstanding[server_id] = ahead + size
         deadline_s = self._health.deadline_s(server_id, ahead + size) * self._patience
-        return _Put(server_id, numbers, size, ahead, now, now + deadline_s)
+        limit_s = self._health.limit_s(ahead + size)
+        put = _Put(server_id, numbers, size, ahead, now, now + deadline_s, limit_s, self._patience)
+        put.given_up_at = now + limit_s * self._patience
+        return put
+
+    def is_behind(self, put: _Put) -> bool:
+        """Whether others were quicker, and so it waits for its server and not for our line."""
+        return not put.is_large or self._answered_at[True] >= put.sent_at
+
+    def has_patience(self, put: _Put) -> bool:
+        """Whether to go on waiting for one whose time is over: it may have twice as long."""
+        patience = self._patience
+        if self._answered_at[put.is_large] < put.sent_at:
+            self._patience = patience = max(patience, min(PATIENCE_MAX, 2 * put.patience))
+        if patience <= put.patience:
+            return False
+        put.patience = patience
+        put.given_up_at = put.sent_at + put.limit_s * put.patience
+        return True
 
     async def put(self, flight: _Flight, put: _Put) -> str | None:
         """Put shares on one server; returns what went wrong, None if nothing did."""
@@ -215,8 +233,7 @@ class Uploader:
         try:
             if client is None:
                 return "there is no connection to it"
-            limit_s = self._health.limit_s(put.ahead + put.size)
-            with trio.move_on_after(limit_s * self._patience) as scope:
+            with put.scope:
                 await self._send(client, flight, put.numbers)
         except StorageError as error:
             self._health.failed(put.server_id, trio.current_time())
@@ -224,13 +241,13 @@ class Uploader:
         finally:
             self._outstanding[put.server_id] -= put.size
         now = trio.current_time()
-        if scope.cancelled_caught:
+        if put.scope.cancelled_caught:
             self._health.overdue(put.server_id, now)
-            if self._heard_at < put.sent_at:
-                self._heard_at, self._patience = now, min(PATIENCE_MAX, 2 * self._patience)
             return "it did not answer in time"
-        if put.size >= LARGE_BYTES:
-            self._heard_at, self._patience = now, max(1.0, 2 * (now - put.sent_at) / limit_s)
+        self._answered_at[False] = now
+        if put.is_large:
+            self._answered_at[True] = now
+            self._patience = max(1.0, 2 * (now - put.sent_at) / put.limit_s)
         self._health.answered(put.server_id, put.ahead + put.size, now - put.sent_at, in_time=now <= late_at)
         self._statistics.bytes += put.size
         return None
@@ -285,6 +302,16 @@ class _Put:
     sent_at: float
     late_at: float
     """When to look for another server; infinity once that is done."""
+    limit_s: float
+    """How long it is waited for, if our line is not slow, and ..."""
+    patience: float
+    """... so many times as long."""
+    given_up_at: float = float("inf")
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    @property
+    def is_large(self) -> bool:
+        return self.size >= LARGE_BYTES
 
 
 class _Sending:
@@ -336,11 +363,19 @@ class _Sending:
     async def _watch(self, nursery: trio.Nursery) -> None:
         while True:
             self._started = trio.Event()
-            with trio.move_on_at(min((put.late_at for put in self.under_way), default=float("inf"))):
+            times = (min(put.late_at, put.given_up_at) for put in self.under_way)
+            with trio.move_on_at(min(times, default=float("inf"))):
                 await self._started.wait()
-            for put in [put for put in self.under_way if put.late_at <= trio.current_time()]:
-                put.late_at = float("inf")
-                self._replace(nursery, self._placing.late(put.server_id, put.numbers))
+            now = trio.current_time()
+            for put in list(self.under_way):
+                if put.given_up_at <= now and not self._uploader.has_patience(put):
+                    put.given_up_at = put.late_at = float("inf")
+                    put.scope.cancel()
+                elif put.late_at <= now and not self._uploader.is_behind(put):
+                    put.late_at = now + (now - put.sent_at)
+                elif put.late_at <= now:
+                    put.late_at = float("inf")
+                    self._replace(nursery, self._placing.late(put.server_id, put.numbers))
             self._look()
 
     def _replace(self, nursery: trio.Nursery, groups: dict[ServerId, list[int]]) -> None:

@@ -119,7 +119,7 @@ async def test_windows_are_no_larger_than_what_comes_in_two_seconds(autojump_clo
     assert set(reader.sizes[2:-1]) <= {640 << 10, 768 << 10}
 
 
-@pytest.mark.parametrize(("round_trip_s", "most"), [(0.001, 2), (0.1, 3)])
+@pytest.mark.parametrize(("round_trip_s", "most"), [(0.001, 2), (0.1, 6)])
 async def test_more_windows_are_on_their_way_where_servers_are_far(
     autojump_clock: MockClock, round_trip_s: float, most: int
 ) -> None:
