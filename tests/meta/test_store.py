@@ -338,13 +338,14 @@ def test_a_failure_while_everything_is_written_leaves_the_transaction_whole(tmp_
     driver = Driver(tmp_path / "m.db", sealer)
     ino = driver.make(b"file")
     driver.do(Write(ino, 0, 100, 5))
-    for look in (driver.store.commit, driver.store.check, lambda: driver.store.listing(ROOT)):
+    for look in (driver.store.commit, driver.store.check, lambda: driver.store.outbox(0, 1)):
         driver.do(SetXattr(ino, b"user.a", b"1", 6))
         sealer.fails = True
         with pytest.raises(ZeroDivisionError):
             look()
         assert driver.store.inode(ino).size == 100  # type: ignore[union-attr]
         assert driver.store.in_transaction
+    assert [entry.inode.size for entry in driver.store.listing(ROOT)] == [100]
     driver.store.commit()
     picture = driver.picture()
     driver.reopen()
