@@ -271,8 +271,8 @@ class Metadata:
         return result
 
     def _changes(self) -> int:
-        kept = (self._inodes, self._names, self._packs)
-        return self._database.total_changes() + sum(each.changes for each in kept)
+        kept = self._inodes.changes + self._names.changes + self._packs.changes
+        return self._database.total_changes() + kept
 
     def _flush(self, *kept: Callable[[], None]) -> None:
         """Before the tables themselves are read: what waits in memory for them, or for any, goes there."""
