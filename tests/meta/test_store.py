@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -409,6 +410,29 @@ def test_a_name_for_a_while_costs_the_table_nothing(driver: Driver) -> None:
     store.commit()
     # Two inodes and a name, with the ranges that they touch; four operations of the outbox and one of writes.
     assert store._database.total_changes() - before <= 2 + 1 + 3 + 5 + 1
+
+
+def test_no_statement_is_planned_for_each_value(driver: Driver) -> None:
+    """SQLite would plan those with a limit or a range anew at each call."""
+    store = driver.store
+    inodes = [driver.make(b"%d" % number) for number in range(4)]
+    planned: list[tuple[str, int]] = []
+
+    def trace(event: dict[str, Any]) -> None:
+        planned.append((event["sql"], event["stmt_status"]["SQLITE_STMTSTATUS_REPREPARE"]))
+
+    store._database.trace_v2(apsw.SQLITE_TRACE_PROFILE, trace)
+    for number, ino in enumerate(inodes):
+        driver.do(Write(ino, 0, 100, 5))
+        driver.do(Commit([pack_record(number + 1)], [extent_record(ino, 0, 100, driver.number)]))
+        store.extents(ino, number, 50 + number)
+        store.listing(ROOT, number, 10 + number)
+        store.entries(ROOT, number, 10 + number)
+        store.outbox(number, 1000)
+        driver.do(SetAttributes(ino, None, None, None, None, 6, 50 + number, 6))
+    store._database.trace_v2(0, None)
+    assert planned
+    assert [sql for sql, again in planned if again] == []
 
 
 def test_state_keeps_its_order() -> None:
