@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Sequence
 
 import msgspec
 import trio
@@ -21,6 +22,7 @@ from gridfs.files.contents import FILE_SIZE_MAX, Contents
 from gridfs.files.log import OperationLog
 from gridfs.files.stamps import Stamps
 from gridfs.meta.operations import (
+    PARTS_MAX,
     Detach,
     Drop,
     Link,
@@ -202,7 +204,7 @@ class Namespace:
 
     def _unlink(self, parent: int, name: bytes, inode: Inode) -> None:
         self._log.record(Unlink(parent, name, inode.ino, self._clock.now_ns()))
-        self.drop_if_unused(inode.ino)
+        self.drop_unused([inode.ino])
 
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
@@ -236,7 +238,7 @@ class Namespace:
             return number, []
         if exchange:
             return number, [moved.ino, old_ino]
-        self.drop_if_unused(old_ino)
+        self.drop_unused([old_ino])
         return number, [moved.ino]
 
     def _may_replace(self, moved: Inode, old: Inode, parent: int, exchange: bool) -> None:
@@ -374,35 +376,45 @@ class Namespace:
     def opened(self, ino: int) -> None:
         self._open[ino] = self._open.get(ino, 0) + 1
 
-    def closed(self, ino: int) -> bool:
-        """One handle less; returns whether the inode went with it."""
-        count = self._open[ino] - 1
-        if count:
-            self._open[ino] = count
-            return False
-        del self._open[ino]
-        return self.drop_if_unused(ino)
+    def closed(self, *inodes: int) -> list[int]:
+        """One handle less of each; returns the inodes that went with it."""
+        last = []
+        for ino in inodes:
+            count = self._open[ino] - 1
+            if count:
+                self._open[ino] = count
+            else:
+                del self._open[ino]
+                last.append(ino)
+        return self.drop_unused(last)
 
     def drop_orphans(self) -> list[int]:
         """Drop what a former mount left open and nameless; returns the inodes."""
-        return [ino for ino in self._metadata.orphans() if self.drop_if_unused(ino)]
+        orphans = self._metadata.orphans()
+        steps = range(0, len(orphans), PARTS_MAX)
+        return [ino for step in steps for ino in self.drop_unused(orphans[step : step + PARTS_MAX])]
 
     def is_open(self, ino: int) -> bool:
         return ino in self._open
 
-    def drop_if_unused(self, ino: int) -> bool:
-        """Drop an inode that has no name and no handle; returns whether it went.
+    def drop_unused(self, inodes: Sequence[int]) -> list[int]:
+        """Drop those of these inodes, PARTS_MAX at most, that have no name and no handle, in one operation;
+        returns them.
 
-        Where the disk refuses, it stays until the next mount: what took its name is done and told already.
+        Where the disk refuses, they stay until the next mount: what took their names is done and told.
         """
         try:
-            inode = self._metadata.inode(ino)
-            if inode is None or inode.nlink > 0 or ino in self._open:
-                return False
-            self._log.record(Drop(ino))
+            gone = [ino for ino in inodes if self._is_unused(ino)]
+            if gone:
+                self._log.record(Drop(gone[0]) if len(gone) == 1 else Together([*map(Drop, gone)]))
         except (OSError, Exhausted, Unavailable) as error:
-            logger.error("inode %d, which has no name any more, is dropped later: %s", ino, error)
-            return False
-        self._contents.dropped(ino)
-        self.access.forget(ino)
-        return True
+            logger.error("inodes %s, which have no name any more, are dropped later: %s", inodes, error)
+            return []
+        for ino in gone:
+            self._contents.dropped(ino)
+            self.access.forget(ino)
+        return gone
+
+    def _is_unused(self, ino: int) -> bool:
+        inode = self._metadata.inode(ino)
+        return inode is not None and inode.nlink <= 0 and ino not in self._open

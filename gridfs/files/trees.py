@@ -242,7 +242,7 @@ class Trees:
 
     def _remove(self, parent: int, name: bytes, ino: int) -> None:
         self._log.record(Unlink(parent, name, ino, self._clock.now_ns()))
-        self._namespace.drop_if_unused(ino)
+        self._namespace.drop_unused([ino])
 
     def _drop(self, root: int) -> bool:
         if self._namespace.is_open(root) or self._metadata.has_entries(root):

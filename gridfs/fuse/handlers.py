@@ -77,7 +77,7 @@ class Handlers(pyfuse3.Operations):
         """Whether the set-ID bits are ours to clear, and umasks ours to apply."""
         self._files = files
         self._namespace = files.namespace
-        self._nameless = Nameless(files.namespace)
+        self.nameless = Nameless(files.namespace)
         self._keeps_atime = atime
         self._timeout = attr_timeout_s
         self._begun_ns = time.time_ns() - TICK_NS
@@ -175,7 +175,7 @@ class Handlers(pyfuse3.Operations):
     @firewall
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Inode numbers are never used twice, so nothing is kept per lookup."""
-        self._nameless.forgotten(ino for ino, _ in inode_list)
+        self.nameless.forgotten(ino for ino, _ in inode_list)
 
     @firewall
     async def readlink(self, inode: int, ctx: object) -> bytes:
@@ -194,6 +194,7 @@ class Handlers(pyfuse3.Operations):
 
     @firewall
     async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
+        self.nameless.drop()
         numbers = self._files.numbers()
         result = pyfuse3.StatvfsData()
         result.f_bsize = result.f_frsize = numbers.block_size
@@ -243,14 +244,12 @@ class Handlers(pyfuse3.Operations):
     @firewall
     async def unlink(self, parent_inode: int, name: bytes, ctx: object) -> None:
         self._files.require_writable()
-        with self._nameless.kept(parent_inode, name):
-            self._namespace.unlink(parent_inode, name)
+        self.nameless.outlived(parent_inode, name, self._namespace.unlink, parent_inode, name)
 
     @firewall
     async def rmdir(self, parent_inode: int, name: bytes, ctx: object) -> None:
         self._files.require_writable()
-        with self._nameless.kept(parent_inode, name):
-            self._namespace.rmdir(parent_inode, name)
+        self.nameless.outlived(parent_inode, name, self._namespace.rmdir, parent_inode, name)
 
     @firewall
     async def rename(
@@ -263,8 +262,8 @@ class Handlers(pyfuse3.Operations):
         ctx: object,
     ) -> None:
         await self._files.require_order(parent_inode_old, name_old, parent_inode_new, name_new)
-        with self._nameless.kept(parent_inode_new, name_new):
-            self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        where = parent_inode_new, name_new
+        self.nameless.outlived(*where, self._files.rename, parent_inode_old, name_old, *where, flags)
 
     # ---- directories
 

@@ -138,6 +138,7 @@ class Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._raise_read_ahead)
             nursery.start_soon(self._handlers.rows.run)
+            nursery.start_soon(self._handlers.nameless.run)
             task_status.started()
             await pyfuse3.main(TASKS_MIN, TASKS_MAX)
             nursery.cancel_scope.cancel()

@@ -29,9 +29,9 @@ from typing import Any
 import pyfuse3
 import trio
 
-IN_A_ROW_MAX = 16
+IN_A_ROW_MAX = 32
 """Requests that are served before other tasks of the daemon run."""
-IN_A_ROW_S_MAX = 0.001
+IN_A_ROW_S_MAX = 0.002
 """The same in time: requests may carry a megabyte."""
 WATCH_S = 40e-6
 """How long the device is watched for a request that follows an answer."""

@@ -6,6 +6,8 @@ they are few, else it leaves a cut: from then on an extent of that body which be
 cut's position and was frozen before the cut's number is dead. Reads leave the dead out; `work` removes
 them. What is committed later was frozen later, or was clipped by its writer, and so is never dead.
 
+The few extents of a body that was taken away are not read again; they are removed together, before a commit.
+
 A clone copies the extents at once if they are few. Else the body becomes a base, which belongs to no
 inode and never grows again, and both inodes get new bodies that are copies of it: reads look through a
 copy's own extents into its base, and `work` moves the base's extents into all of its copies. As always
@@ -35,6 +37,9 @@ CLONE_ROWS_MAX = 1000
 
 MOVED_ROWS = 1000
 """Extents of a base that are moved at once where nobody can wait for the work list."""
+
+GONE_MAX = 4096
+"""Bodies whose extents wait to be removed."""
 
 ROWS_A_PIECE = 8
 """Rows between extents that are to go in are read at once where they are no more than so many for each."""
@@ -73,9 +78,11 @@ class Bodies:
         self._packs = packs
         self._cuts: dict[int, list[_Cut]] = {}
         self._copies: dict[int, _Copy] = {}
+        self._gone: list[int] = []
 
     def reload(self) -> None:
         """Read the work list anew, after opening and after a rollback."""
+        self._gone.clear()
         self._cuts.clear()
         rows = self._database.execute("SELECT body, number, position, ino FROM cut ORDER BY body, number")
         for row in rows:
@@ -178,13 +185,25 @@ class Bodies:
         row.held = 0
         self._leave_base(body)
         past = self._from(body, 0, CUT_ROWS_MAX + 1)
-        if len(past) <= CUT_ROWS_MAX:
-            changes: dict[int, int] = {}
-            self._exchange(body, past, [], changes)
-            self._set_cuts(body, [])
-            self._packs.add_live(changes, number)
-        else:
+        if len(past) > CUT_ROWS_MAX:
             self._set_cuts(body, [_Cut(body, WHOLE, 0, 0)])
+            return
+        self._set_cuts(body, [])
+        if not past:
+            return
+        changes: dict[int, int] = {}
+        for extent in past:
+            changes[extent.pack_ref] = changes.get(extent.pack_ref, 0) - extent.length
+        if len(self._gone) >= GONE_MAX:
+            self.flush()
+        self._gone.append(body)
+        self._packs.add_live(changes, number)
+
+    def flush(self) -> None:
+        """Remove what is gone, in the open transaction. Where it raises, that has to be rolled back."""
+        if self._gone:
+            self._database.executemany("DELETE FROM extent WHERE body = ?", [(body,) for body in self._gone])
+            self._gone.clear()
 
     def clone(self, ino: int, to: int, number: int) -> None:
         """Give the inode `to`, which has no body, the extents of `ino`."""

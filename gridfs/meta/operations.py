@@ -22,6 +22,8 @@ MAX_INTEGER = (1 << 63) - 1
 NAME_BYTES_MAX = 255
 TARGET_BYTES_MAX = 4095
 XATTR_BYTES_MAX = 65536
+PARTS_MAX = 16
+"""Changes made together."""
 
 Inode = Annotated[int, msgspec.Meta(ge=1, le=MAX_INTEGER)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
@@ -189,7 +191,9 @@ class Together(msgspec.Struct, frozen=True, array_like=True, tag=12, forbid_unkn
     None of them: a number without effect.
     """
 
-    parts: Annotated[list[Make | SetAttributes | SetXattr | RemoveXattr], msgspec.Meta(max_length=16)]
+    parts: Annotated[
+        list[Make | Drop | SetAttributes | SetXattr | RemoveXattr], msgspec.Meta(max_length=PARTS_MAX)
+    ]
 
 
 class Clone(msgspec.Struct, frozen=True, array_like=True, tag=13, forbid_unknown_fields=True, gc=False):

@@ -4,11 +4,15 @@ Live bytes count every reference of an extent, so a run may belong to several ex
 data pack whose live bytes reach 0 becomes garbage: it stays here, known and marked, until a later
 release; a Commit that refers to it again takes it back. Journal and checkpoint packs have no extents:
 they become garbage when they are retired.
+
+Thousands of files that go may have lain in a few packs: live bytes are counted in memory, and written
+together before a commit. Whoever reads the table itself calls `flush` first; `forget` after a rollback.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import apsw
@@ -21,6 +25,8 @@ from gridfs.meta.schema import State
 from storage.errors import Corrupt, Missing
 
 CACHED_PACKS_MAX = 4096
+COUNTED_MAX = 4096
+"""Packs whose live bytes a transaction changes before they are written."""
 
 _numbers = msgspec.msgpack.Decoder(list[int])
 _places = msgspec.msgpack.Decoder(list[int | None])
@@ -47,6 +53,15 @@ def as_record(pack: Pack) -> PackRecord:
     )
 
 
+@dataclass(slots=True, eq=False)
+class _Counted:
+    """A pack whose live bytes changed since they were written last."""
+
+    live: int
+    kind: int
+    debt: int
+
+
 class Packs:
     """Tables `pack`, `server` and `garbage`. The cache holds at most CACHED_PACKS_MAX opened packs."""
 
@@ -55,12 +70,16 @@ class Packs:
         self._state = state
         self._sealer = sealer
         self._cache: dict[int, Pack] = {}
+        self._counted: dict[int, _Counted] = {}
         self._server_numbers: dict[bytes, int] = {}
         self._server_ids: dict[int, bytes] = {}
+        self.changes = 0
+        """Rises with every change of live bytes."""
 
     def forget(self) -> None:
         """Drop what is cached, after a rollback."""
         self._cache.clear()
+        self._counted.clear()
         self._server_ids = {
             number: bytes(server_id)
             for number, server_id in self._database.execute("SELECT number, id FROM server")
@@ -131,6 +150,7 @@ class Packs:
         places = _encode([self._server(place) for place in record.places])
         missing = sorted(set(record.missing))
         if ref is not None:
+            self.flush()
             debt, garbage = self._standing(ref)
             self._database.execute(
                 "UPDATE pack SET places = ?, missing = ?, debt = ? WHERE ref = ?",
@@ -174,21 +194,38 @@ class Packs:
         `number`: the operation at which a pack that dies now died.
         """
         for ref, change in changes.items():
-            row = self._database.execute("SELECT live, kind, debt FROM pack WHERE ref = ?", (ref,)).fetchone()
-            if row is None:
-                raise Corrupt(f"an extent refers to pack {ref}, which is not there")
-            before, kind, debt = row
-            live = before + change
+            counted = self._counted.get(ref) or self._count(ref)
+            before, live = counted.live, counted.live + change
             if live < 0:
                 raise Corrupt(f"pack {ref} would have {live} live bytes")
             if change:
-                self._database.execute("UPDATE pack SET live = ? WHERE ref = ?", (live, ref))
+                self.changes += 1
+                counted.live = live
                 self._cache.pop(ref, None)
                 self._state.live_bytes += change
-            if kind == KIND_DATA and not live:
-                self._bury(ref, debt, number)
+            if counted.kind == KIND_DATA and not live:
+                self._bury(ref, counted.debt, number)
             elif not before and live:
-                self._revive(ref, debt)
+                self._revive(ref, counted.debt)
+
+    def _count(self, ref: int) -> _Counted:
+        row = self._database.execute("SELECT live, kind, debt FROM pack WHERE ref = ?", (ref,)).fetchone()
+        if row is None:
+            raise Corrupt(f"an extent refers to pack {ref}, which is not there")
+        if len(self._counted) >= COUNTED_MAX:
+            self.flush()
+        counted = self._counted[ref] = _Counted(*row)
+        return counted
+
+    def flush(self) -> None:
+        """Write live bytes into the open transaction. Where it raises, that has to be rolled back."""
+        if not self._counted:
+            return
+        self._database.executemany(
+            "UPDATE pack SET live = ? WHERE ref = ?",
+            [(counted.live, ref) for ref, counted in self._counted.items()],
+        )
+        self._counted.clear()
 
     def _bury(self, ref: int, debt: int, number: int) -> None:
         self._database.execute("INSERT OR IGNORE INTO garbage VALUES (?, ?)", (ref, number))
@@ -220,6 +257,8 @@ class Packs:
         return number
 
     def _read(self, ref: int) -> Pack:
+        if ref in self._counted:
+            self.flush()
         row = self._database.execute(
             "SELECT pack_id, k, n, stream_length, sealed_key, key_hash IS NOT NULL, places, missing, kind,"
             " live FROM pack WHERE ref = ?",

@@ -358,6 +358,9 @@ def set_value(database: apsw.Connection, name: str, value: bytes) -> None:
 
 def _connect(path: str, vfs: str | None, flags: int) -> apsw.Connection:
     database = apsw.Connection(path, flags=flags, vfs=vfs)
+    # Without this a statement is planned anew, which costs more than all else, each time that one of its
+    # limits has another value: SQLite might choose another index for it. Here it never should.
+    database.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
     if vfs is not None:
         # Before anything is read: without shared memory the log cannot be opened in any other mode.
         database.execute("PRAGMA locking_mode = EXCLUSIVE")

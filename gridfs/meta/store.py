@@ -162,7 +162,7 @@ class Metadata:
     @_whole
     def inodes(self) -> list[int]:
         """Numbers of all inodes."""
-        self._flush()
+        self._flush(self._inodes.flush)
         return [ino for (ino,) in self._database.execute("SELECT ino FROM inode")]
 
     @schema.translated
@@ -271,26 +271,26 @@ class Metadata:
         return result
 
     def _changes(self) -> int:
-        return self._database.total_changes() + self._inodes.changes + self._names.changes
+        kept = self._inodes.changes + self._names.changes + self._packs.changes
+        return self._database.total_changes() + kept
 
-    def _flush(self) -> None:
-        """Before the tables themselves are read: what waits in memory goes there."""
+    def _flush(self, *kept: Callable[[], None]) -> None:
+        """Before the tables themselves are read: what waits in memory for them, or for any, goes there."""
         try:
-            self._write_waiting()
+            for flush in kept or (self._write_waiting,):
+                flush()
         except BaseException:
             self._redo()
             raise
 
     def _write_waiting(self) -> None:
-        self._inodes.flush()
-        self._names.flush()
-        self._outbox.flush()
+        for each in (self._inodes, self._names, self._bodies, self._packs, self._outbox):
+            each.flush()
 
     def _reload(self) -> None:
         schema.load(self._database, self._state)
-        self._inodes.forget()
-        self._names.forget()
-        self._packs.forget()
+        for each in (self._inodes, self._names, self._packs):
+            each.forget()
         self._bodies.reload()
         self._outbox.forget(self._state.applied)
 
@@ -353,13 +353,13 @@ class Metadata:
 
         A name keeps its cookie when it is renamed within its directory or replaced by a rename.
         """
-        self._flush()
+        self._flush(self._names.flush)
         return self._tree.entries(parent, after_cookie, limit)
 
     @_whole
     def listing(self, parent: int, after_cookie: int = 0, limit: int = 1000) -> list[Listed]:
         """Like `entries`, each with its inode."""
-        self._flush()
+        self._flush(self._inodes.flush, self._names.flush)
         return self._tree.listing(parent, after_cookie, limit)
 
     @property
@@ -369,7 +369,7 @@ class Metadata:
 
     @_whole
     def has_entries(self, parent: int) -> bool:
-        self._flush()
+        self._flush(self._names.flush)
         return self._tree.has_entries(parent)
 
     @_whole
@@ -384,7 +384,7 @@ class Metadata:
     @_whole
     def orphans(self) -> list[int]:
         """Inodes without a name, which a Drop ends; ascending."""
-        self._flush()
+        self._flush(self._inodes.flush)
         return self._tree.orphans()
 
     @_whole
@@ -443,7 +443,7 @@ class Metadata:
         """Encoded operations with numbers above `after`, in order: at least one if there is any, else
         as many as fit into `limit_bytes`. Successive Writes to one inode are one, under the last number.
         """
-        self._flush()
+        self._flush(self._outbox.flush)
         return self._outbox.rows(after, limit_bytes)
 
     @_whole

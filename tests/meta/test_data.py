@@ -12,6 +12,7 @@ from gridfs.meta.operations import (
     ExtentRecord,
     PackRecord,
     SetAttributes,
+    Together,
     Unlink,
     Write,
 )
@@ -306,3 +307,41 @@ def test_no_step_touches_more_rows_than_allowed(driver: Driver) -> None:
     before = live(driver, ref)
     driver.store.work(100)
     assert before - live(driver, ref) == 100 * BLOCK
+
+
+def test_files_that_go_cost_their_pack_one_row_and_leave_it_right(driver: Driver) -> None:
+    """Dropped one by one and together, looked at and rolled back in the middle of it."""
+    store = driver.store
+    inodes = [written(driver, BLOCK, b"%d" % number) for number in range(12)]
+    extents = [
+        extent_record(ino, 0, BLOCK, driver.number, run=run, run_offset=run * BLOCK)
+        for run, ino in enumerate(inodes)
+    ]
+    driver.do(Commit([pack_record(7, stream_length=12 * BLOCK)], extents))
+    ref = store.find_pack((7).to_bytes(32, "big"))
+    assert ref is not None
+    for number, ino in enumerate(inodes):
+        driver.do(Unlink(ROOT, b"%d" % number, ino, 300))
+    store.commit()
+    before = store._database.total_changes()
+    for ino in inodes[:4]:
+        driver.do(Drop(ino))
+    assert store._database.total_changes() == before
+    assert store.totals().live_bytes == 8 * BLOCK
+    assert live(driver, ref) == 8 * BLOCK
+    assert store.check() == []
+    driver.do(Together([Drop(ino) for ino in inodes[4:8]]))
+    assert "no inode" in driver.refused(Together([Drop(inodes[8]), Drop(inodes[0])]))
+    assert store.totals().live_bytes == live(driver, ref) == 4 * BLOCK
+    driver.do(Drop(inodes[8]))
+    store.revoke(driver.number)
+    assert store.inode(inodes[8]) is not None
+    assert store.totals().live_bytes == live(driver, ref) == 4 * BLOCK
+    driver.number -= 1
+    driver.do(Together([Drop(ino) for ino in inodes[8:]]))
+    assert [garbage.pack_ref for garbage in store.garbage()] == [ref]
+    store.commit()
+    driver.reopen()
+    assert driver.store.check() == []
+    assert driver.store.orphans() == []
+    assert live(driver, ref) == 0

@@ -44,6 +44,7 @@ GOLDEN: list[tuple[Operation, str]] = [
         ),
         "920c929a010201c40161cd81a4000000c400ff940902c406757365722e7805",
     ),
+    (Together([Drop(2), Drop(3)]), "920c92920402920403"),
     (
         Commit(
             [PackRecord(b"\1" * 32, 1, 2, 9, b"\2" * 32, True, [b"\3" * 32, None], [1], 0)],
@@ -78,7 +79,7 @@ def test_golden_bytes(operation: Operation, golden: str) -> None:
         msgspec.msgpack.encode([4, 1 << 63]),
         msgspec.msgpack.encode([4, "2"]),
         msgspec.msgpack.encode([12, [[]]]),
-        msgspec.msgpack.encode([12, [[4, 2]]]),
+        msgspec.msgpack.encode([12, [[3, 1, b"a", 2, 5]]]),
         msgspec.msgpack.encode([12, [[9, 2, b"user.x", 5]] * 17]),
         msgspec.msgpack.encode([7, 2, -1, 5, 0]),
         msgspec.msgpack.encode([2, 2, 1, b"", 0]),

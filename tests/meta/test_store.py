@@ -338,13 +338,14 @@ def test_a_failure_while_everything_is_written_leaves_the_transaction_whole(tmp_
     driver = Driver(tmp_path / "m.db", sealer)
     ino = driver.make(b"file")
     driver.do(Write(ino, 0, 100, 5))
-    for look in (driver.store.commit, driver.store.check, lambda: driver.store.listing(ROOT)):
+    for look in (driver.store.commit, driver.store.check, lambda: driver.store.outbox(0, 1)):
         driver.do(SetXattr(ino, b"user.a", b"1", 6))
         sealer.fails = True
         with pytest.raises(ZeroDivisionError):
             look()
         assert driver.store.inode(ino).size == 100  # type: ignore[union-attr]
         assert driver.store.in_transaction
+    assert [entry.inode.size for entry in driver.store.listing(ROOT)] == [100]
     driver.store.commit()
     picture = driver.picture()
     driver.reopen()
@@ -408,6 +409,31 @@ def test_a_name_for_a_while_costs_the_table_nothing(driver: Driver) -> None:
     store.commit()
     # Two inodes and a name, with the ranges that they touch; four operations of the outbox and one of writes.
     assert store._database.total_changes() - before <= 2 + 1 + 3 + 5 + 1
+
+
+def test_no_statement_is_planned_for_each_value(driver: Driver) -> None:
+    """SQLite would plan those with a limit or a range anew at each call."""
+    store, planned = driver.store, 0
+
+    def count(*_: object) -> int:
+        nonlocal planned
+        planned += 1
+        return apsw.SQLITE_OK
+
+    store._database.authorizer = count  # asked while a statement is planned
+    for number in range(4):
+        ino = driver.make(b"%d" % number)
+        driver.do(Write(ino, 0, 100, 5))
+        driver.do(Commit([pack_record(number + 1)], [extent_record(ino, 0, 100, driver.number)]))
+        store.extents(ino, number, 50 + number)
+        store.listing(ROOT, number, 10 + number)
+        store.entries(ROOT, number, 10 + number)
+        store.outbox(number, 1000)
+        driver.do(SetAttributes(ino, None, None, None, None, 6, 50 + number, 6))
+        if number == 0:
+            assert planned
+            planned = 0
+    assert planned == 0
 
 
 def test_state_keeps_its_order() -> None:

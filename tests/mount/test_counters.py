@@ -83,8 +83,9 @@ def test_a_first_read_asks_for_no_attributes_once_more(
     mounted.umount()
 
 
-def test_an_unlink_is_two_operations(six: LocalGrid, make_file_system: MakeFileSystem) -> None:
-    """The name goes, and the inode. In between the kernel tells new times, which nobody will see."""
+def test_an_unlink_is_two_operations_at_most(six: LocalGrid, make_file_system: MakeFileSystem) -> None:
+    """The name goes, and the inode, with others where they go at one time. In between the kernel tells new
+    times, which nobody will see."""
     mounted = make_file_system()
     paths = [mounted.path / f"file{number}" for number in range(20)]
     for path in paths:
@@ -93,6 +94,6 @@ def test_an_unlink_is_two_operations(six: LocalGrid, make_file_system: MakeFileS
     for path in paths:
         path.unlink()
     wait_until(lambda: mounted.status()["files"] == 0, "the kernel forgets them")
-    assert mounted.status()["operations"] - operations == 2 * len(paths)
+    assert len(paths) < mounted.status()["operations"] - operations <= 2 * len(paths)
     assert mounted.status()["calls"]["setattr"] - calls.get("setattr", 0) == len(paths)
     mounted.umount()
