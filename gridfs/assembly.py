@@ -318,6 +318,7 @@ async def reach(
     heads = HeadServers(clients, config.head_list, roster, keys.log, keys.verifier())
     async with trio.open_nursery() as nursery:
         await nursery.start(downloader.run)
+        await nursery.start(heads.run)
         yield Grid(
             clients, roster, downloader, uploader, heads, History(heads, downloader, keys), keys, pages
         )

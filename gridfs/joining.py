@@ -13,7 +13,7 @@ from gridfs.codec.headkeys import HeadKeys
 from gridfs.codec.keys import ReadKey
 from gridfs.config import Config
 from gridfs.files.finding import ask, config_of, newest_of
-from gridfs.grid.heads import HeadClient
+from gridfs.grid.headquorum import HeadClient
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class Service:
         self, request: wire.HeadAppend, settled: Callable[[StorageError | None], None]
     ) -> Callable[[], bool]:
         """See `HeadLogs.append_nowait`."""
-        return self._heads.append_nowait(request.log, record_of(request.entry), settled)
+        return self._heads.append_nowait(request.log, list(map(record_of, request.entries)), settled)
 
     async def perform(self, account: Account, request: wire.AnyRequest) -> wire.Reply:
         """Everything else without a body."""

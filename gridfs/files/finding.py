@@ -16,7 +16,7 @@ import trio
 from gridfs.codec.headlist import HeadList, Need
 from gridfs.codec.keys import KeyTree, ReadTree, RecoveryKey, WrongKey
 from gridfs.config import Config
-from gridfs.grid.heads import HeadClient
+from gridfs.grid.headquorum import HeadClient
 from gridfs.meta.operations import Commit, Drop, Operation, Retire, SetAttributes, Together, decode
 from gridfs.meta.records import HeadBody, open_head
 from storage.errors import Corrupt, Refused, StorageError

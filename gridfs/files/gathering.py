@@ -73,3 +73,13 @@ class Gatherer:
         if not self._is_saved:
             save_base(self._log.metadata, self.base)
             self._is_saved = True
+
+    def save_late(self) -> None:
+        """The same, where only the newest record is another, when the transaction ends: not at every fsync.
+
+        Should the process die before, the next one finds the record, as if it had been stored unanswered.
+        """
+        if self._is_saved:
+            self._log.before_commit(self.save)
+        else:
+            self.save()

@@ -396,8 +396,10 @@ class Journal:
         if emptied:
             self._log.metadata.drop_outbox(draft.gathered)
             state.emptied = draft.gathered
-        # In one transaction with the outbox: what it lacks is in packs we know of.
-        self._gatherer.save()
+            # In one transaction with the outbox: what it lacks is in packs we know of.
+            self._gatherer.save()
+        else:
+            self._gatherer.save_late()
         self._settle_checkpoint(draft.checkpointed)
         if emptied:
             await self._trim()

@@ -54,6 +54,8 @@ class OperationLog:
         self.number = metadata.applied
         self._committed = metadata.applied
         self._pending = 0
+        self._save: Callable[[], None] | None = None
+        """What is to be done before the transaction ends."""
         self._ordered = 0
         self._in_order = 0
         """Everything up to here is in the metadata or durable in the spool."""
@@ -156,7 +158,14 @@ class OperationLog:
             self._in_order = number
         self._commit()
 
+    def before_commit(self, save: Callable[[], None]) -> None:
+        """Have this called, once, before the next metadata transaction ends; it may change metadata."""
+        self._save = save
+
     def _commit(self) -> None:
+        if self._save is not None:
+            self._save()
+            self._save = None
         if self.metadata.in_transaction:
             self.metadata.commit()
         self._committed = self.number

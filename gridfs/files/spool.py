@@ -133,7 +133,7 @@ class Spool:
                 found.append(self._slot(index, file, header))
         found.sort(key=lambda slot: slot.generation)
         broken = False
-        for slot in found:
+        for place, slot in enumerate(found):
             follows = slot.previous == self.last and slot.begin == self.last + 1
             broken = broken or not (follows or self.last < slot.begin <= applied + 1)
             if broken:
@@ -145,7 +145,7 @@ class Spool:
             self._slots.append(slot)
             self._by_index[slot.index] = slot
             slot.promised = True
-            for record in self._replay_slot(slot):
+            for record in self._replay_slot(slot, found[place + 1 : place + 2]):
                 self.last = record.number
                 yield record
             if not slot.first:  # nothing readable: just begun, or the first gap of a torn log
@@ -153,16 +153,16 @@ class Spool:
                 del self._by_index[slot.index]
                 self._spare.append((slot.index, slot.file))
 
-    def _replay_slot(self, slot: Slot) -> Iterator[Replayed]:
-        size = slot.file.size()
-        header = bytearray(RECORD.size)
+    def _replay_slot(self, slot: Slot, behind: list[Slot]) -> Iterator[Replayed]:
+        # A record whose write failed may be whole all the same: then the next slot began with its number.
+        failed = next((each.begin for each in behind if each.begin == each.previous + 1), 0)
+        size, header = slot.file.size(), bytearray(RECORD.size)
         while slot.end + RECORD.size + TAG <= size:
             slot.file.read_into(memoryview(header), slot.end)
             magic, op_length, data_length, phase, number, generation = RECORD.unpack(header)
-            follows = number == (slot.last + 1 if slot.first else slot.begin)
-            if magic != RECORD_MAGIC or generation != slot.generation or not follows:
-                return
-            if op_length > OPERATION_MAX or data_length > DATA_MAX or phase >= CHUNK:
+            follows = number == (slot.last + 1 if slot.first else slot.begin) and number != failed
+            is_next = magic == RECORD_MAGIC and generation == slot.generation and follows
+            if not is_next or op_length > OPERATION_MAX or data_length > DATA_MAX or phase >= CHUNK:
                 return
             at = slot.end + RECORD.size
             data_at = at + op_length + TAG
@@ -354,7 +354,7 @@ class Spool:
             if header is None:
                 return
             slot = self._slot(-1, file, header)
-            for record in self._replay_slot(slot):
+            for record in self._replay_slot(slot, []):
                 data = bytearray(record.data_length)
                 if record.source is not None:
                     self._open_data(slot, record.source.offset, 0, memoryview(data))

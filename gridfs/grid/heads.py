@@ -1,58 +1,31 @@
 """The head servers as one: claim, append and trim with a quorum, over explicit servers.
 
-An append is over with W answers. Whoever asks for what there is waits for enough answers, and then for those
-servers only that are not late, by their own recent answers (`health`): one that hangs holds nobody up. What
-the answers mean is the caller's business: here is only who was asked, and when enough have answered.
+An append (`headappends`) is over with W answers. Whoever asks for what there is waits for enough answers,
+and then for those servers only that are not late, by their own recent answers (`headquorum`): one that hangs
+holds nobody up. What the answers mean is the caller's business: here is only who was asked, and when enough
+have answered.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import trio
 
 from gridfs.codec.headlist import HeadList, Need
-from gridfs.grid.errors import NotEnoughServers
-from gridfs.grid.health import HealthBook, HealthConfig
+from gridfs.grid.headappends import HeadAppends
+from gridfs.grid.headquorum import UNLISTED, HeadClient, HeadQuorum
 from gridfs.grid.roster import Roster, ServerId
-from storage.client import append_request
-from storage.errors import Conflict, Corrupt, StorageError, Unavailable
+from storage.errors import Conflict, Corrupt, StorageError
 from storage.headlog import HeadClaim, HeadRecord, HeadStanding
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 LOG_BYTES_MAX = 256 << 20
 """What one server may send of a head log: far above what it keeps."""
-
-_UNLISTED = Unavailable("is not in the servers file")
-
-HEAD_HEALTH = HealthConfig(first_s=1.0, deadline_s_min=0.1, deadline_s_max=5.0, own=2.0, peers=4.0)
-"""Answers come from a disk that syncs; nothing is sent twice if one is late."""
-
-
-class HeadClient(Protocol):
-    """The part of a storage client that a head log needs."""
-
-    async def head_claim(self, claim: HeadClaim) -> tuple[int, bytes, HeadRecord | None]: ...
-
-    async def head_append(self, log: bytes, record: HeadRecord) -> None: ...
-
-    def head_append_nowait(self, request: bytes, settled: Callable[[StorageError | None], None]) -> bool: ...
-
-    async def head_read(
-        self, log: bytes, after: tuple[int, int] | None, limit_bytes: int
-    ) -> list[HeadRecord]: ...
-
-    async def head_trim(self, log: bytes, before: tuple[int, int], signature: bytes) -> None: ...
-
-    async def head_look(self, log: bytes) -> HeadStanding | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +74,7 @@ class News:
 
 
 class HeadServers:
-    """The head servers of one file system.
-
-    While their list changes, both the one that is left and the new one count: a quorum is one of each.
-    """
+    """The head servers of one file system. `run` must be running while records are appended."""
 
     def __init__(
         self,
@@ -117,27 +87,60 @@ class HeadServers:
         """`is_genuine`: whether a record was signed by who may write this log; without it all are taken for
         genuine."""
         self._clients = clients
-        self._roster = roster
         self._log = log
-        self.now = now
-        self.leaving: HeadList | None = None
         self._is_genuine = is_genuine
-        self._health = HealthBook(HEAD_HEALTH)
-        self.lied: dict[ServerId, int] = {}
-        """Forged records, by the server that showed them."""
+        self._quorum = HeadQuorum(now, roster)
+        self._appends = HeadAppends(clients, log, self._quorum)
+
+    @property
+    def now(self) -> HeadList:
+        return self._quorum.now
+
+    @property
+    def leaving(self) -> HeadList | None:
+        return self._quorum.leaving
 
     @property
     def servers(self) -> tuple[ServerId, ...]:
         """All that are asked."""
-        return tuple(dict.fromkeys(server for each in self.lists for server in each.servers))
+        return self._quorum.servers
 
     @property
     def lists(self) -> tuple[HeadList, ...]:
-        return (self.now,) if self.leaving is None else (self.now, self.leaving)
+        return self._quorum.lists
+
+    @property
+    def lied(self) -> Mapping[ServerId, int]:
+        """Forged records, by the server that showed them."""
+        return self._quorum.lied
 
     def use(self, now: HeadList, leaving: HeadList | None) -> None:
         """From here on ask these."""
-        self.now, self.leaving = now, leaving
+        if (now, leaving) != (self.now, self.leaving):
+            self._appends.flush()
+            self._quorum.now, self._quorum.leaving = now, leaving
+            self._appends.forget()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `HeadAppends.run`."""
+        await self._appends.run(task_status=task_status)
+
+    async def append(self, record: HeadRecord) -> None:
+        """See `HeadAppends.append`."""
+        await self._appends.append(record)
+
+    def require(
+        self, need: Need, servers: Collection[ServerId], what: str, failed: Sequence[str] = ()
+    ) -> None:
+        """See `HeadQuorum.require`."""
+        self._quorum.require(need, servers, what, failed)
+
+    def can_do_without(self, servers: Collection[ServerId]) -> bool:
+        """Whether the others may still be a quorum."""
+        return self._are("quorum", [server for server in self.servers if server not in servers])
+
+    def _are(self, need: Need, servers: Collection[ServerId]) -> bool:
+        return self._quorum.are(need, servers)
 
     async def claim(self, claim: HeadClaim, *, patient: bool = False) -> Claim:
         """Claim an epoch. Returns once every server answered or failed; late ones are not waited for when
@@ -230,62 +233,6 @@ class HeadServers:
             answers.keys(), holders.keys(), newest, kept, may_be_old, strange=len(holders) < len(shown)
         )
 
-    async def append(self, record: HeadRecord) -> None:
-        """Store a record on a quorum of servers. Raises Conflict if too few took it and any says that another
-        epoch is promised there, else NotEnoughServers (it may be on some). One that is behind is no veto.
-
-        Servers that are slower than the quorum get it all the same: nobody waits for their answers.
-        """
-        request = append_request(self._log, record)
-        began = trio.current_time()
-        servers = dict.fromkeys(self.servers).keys()
-        taken: dict[ServerId, None] = {}
-        failed: dict[ServerId, str] = {}
-        conflicts: list[Conflict] = []
-        decided = trio.Event()
-
-        def settled(server: ServerId, error: StorageError | None) -> None:
-            if error is None:
-                taken[server] = None
-                self._took(server, began)
-            else:
-                failed[server] = self._failed(server, error)
-                if isinstance(error, Conflict):
-                    conflicts.append(error)
-            is_over = len(taken) + len(failed) == len(servers)
-            is_lost = bool(conflicts) and not self._are("quorum", servers - failed.keys())
-            if is_over or is_lost or (len(taken) >= self.now.quorum and self._are("quorum", taken)):
-                decided.set()
-
-        async def one(server: ServerId, client: HeadClient) -> None:
-            try:
-                await client.head_append(self._log, record)
-            except StorageError as error:
-                settled(server, error)
-            else:
-                settled(server, None)
-
-        waiting: list[tuple[ServerId, HeadClient]] = []
-        for server in servers:
-            client = self._clients.get(server)
-            if client is None:
-                settled(server, _UNLISTED)
-            elif not client.head_append_nowait(request, partial(settled, server)):
-                waiting.append((server, client))
-        if waiting:
-            async with trio.open_nursery() as nursery:
-                for server, client in waiting:
-                    nursery.start_soon(one, server, client)
-                await decided.wait()
-                nursery.cancel_scope.cancel()
-        else:
-            await decided.wait()
-        if not self._are("quorum", taken):
-            if conflicts:
-                raise conflicts[0]
-            what = f"head record {record.epoch}.{record.sequence}"
-            self.require("quorum", taken, what, list(failed.values()))
-
     async def trim(self, before: tuple[int, int], signature: bytes) -> None:
         """Let the servers drop their records before this stamp; failures and late ones do not matter."""
 
@@ -293,21 +240,6 @@ class HeadServers:
             await client.head_trim(self._log, before, signature)
 
         await self._ask_all(ask, "trimming the head log", "none", until="none")
-
-    def require(
-        self, need: Need, servers: Collection[ServerId], what: str, failed: Sequence[str] = ()
-    ) -> None:
-        """Raise NotEnoughServers, for `what`, where these are not so many of each list."""
-        for each in self.lists:
-            if each.count(servers) < each.needed(need):
-                raise NotEnoughServers(what, each.count(servers), each.needed(need), failed)
-
-    def can_do_without(self, servers: Collection[ServerId]) -> bool:
-        """Whether the others may still be a quorum."""
-        return self._are("quorum", [server for server in self.servers if server not in servers])
-
-    def _are(self, need: Need, servers: Collection[ServerId]) -> bool:
-        return all(each.count(servers) >= each.needed(need) for each in self.lists)
 
     async def _ask_all(
         self,
@@ -321,12 +253,13 @@ class HeadServers:
 
         until: wait for all, but once so many answered no longer for those that are late.
         """
+        self._appends.flush()
         answers: dict[ServerId, T] = {}
         failed: dict[ServerId, str] = {}
         conflicts: list[Conflict] = []
         began = trio.current_time()
         servers = dict.fromkeys(self.servers).keys()
-        open_until = {server: began + self._patience_s(server, began) for server in servers}
+        open_until = {server: began + self._quorum.patience_s(server, began) for server in servers}
 
         def look() -> None:
             """Move the end of the waiting, where that is known now."""
@@ -343,17 +276,17 @@ class HeadServers:
         async def one(server: ServerId) -> None:
             client = self._clients.get(server)
             if client is None:
-                failed[server] = self._failed(server, _UNLISTED)
+                failed[server] = self._quorum.failed(server, UNLISTED)
                 del open_until[server]
                 return
             try:
                 answers[server] = await ask(server, client)
             except StorageError as error:
-                failed[server] = self._failed(server, error)
+                failed[server] = self._quorum.failed(server, error)
                 if isinstance(error, Conflict):
                     conflicts.append(error)
             else:
-                self._answered(server, began, open_until[server])
+                self._quorum.answered(server, began, open_until[server])
             del open_until[server]
             look()
 
@@ -367,32 +300,5 @@ class HeadServers:
             self.require(enough, answers, what, list(failed.values()))
         if until is not None:
             for server in open_until:
-                self._health.overtaken(server, 0, began, trio.current_time())
+                self._quorum.health.overtaken(server, 0, began, trio.current_time())
         return answers
-
-    def _answered(self, server: ServerId, began: float, in_time_until: float) -> None:
-        now = trio.current_time()
-        self._health.answered(server, 0, now - began, in_time=now <= in_time_until)
-
-    def _took(self, server: ServerId, began: float) -> None:
-        """It took a record. Whether that was in time is seldom a question, and its answer costs something."""
-        waited_s = trio.current_time() - began
-        is_quick = waited_s <= HEAD_HEALTH.deadline_s_min and not self._health.is_demoted(server, began)
-        in_time = is_quick or waited_s <= self._patience_s(server, began)
-        self._health.answered(server, 0, waited_s, in_time=in_time)
-
-    def _failed(self, server: ServerId, error: StorageError) -> str:
-        """Remember that it did; in words."""
-        if isinstance(error, Conflict):
-            return str(error)
-        if error is _UNLISTED:
-            return f"{self._roster.name(server)} {error}"
-        if isinstance(error, Corrupt):
-            logger.warning("%s: %s", self._roster.name(server), error)
-            self.lied[server] = self.lied.get(server, 0) + 1
-        self._health.failed(server, trio.current_time())
-        return f"{self._roster.name(server)}: {error}"
-
-    def _patience_s(self, server: ServerId, now: float) -> float:
-        """How long to wait for one that is not needed."""
-        return 0.0 if self._health.is_demoted(server, now) else self._health.deadline_s(server, 0)

@@ -117,6 +117,11 @@ class HealthBook:
             self._peers[index] = (self._answers, seconds)
         return seconds
 
+    def usual_s(self, server_id: ServerId, size_bytes: int) -> float | None:
+        """Seconds that most answers of this server take; None while too little is known."""
+        record = self._records.get(server_id)
+        return record.pace.usual_s(size_bytes) if record is not None else None
+
     # ---- whom not to ask first
 
     def demoted(self, now: float) -> frozenset[ServerId]:

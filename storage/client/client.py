@@ -177,9 +177,12 @@ class StorageClient:
         reply = await self._ask(wire.ClaimReply, message_of(claim), Traffic.HEAD)
         return reply.epoch, reply.mount_id, None if reply.newest is None else record_of(reply.newest)
 
-    async def head_append(self, log: bytes, record: HeadRecord) -> None:
-        """Append one signed record; durable on return. Idempotent. Raises Conflict, Refused, Exhausted."""
-        await self._ask(wire.DoneReply, wire.HeadAppend(log, entry_of(record)), Traffic.HEAD)
+    async def head_append(self, log: bytes, records: Sequence[HeadRecord]) -> None:
+        """Append signed records, each naming the one before it, all or none; durable on return. Idempotent.
+
+        Raises Conflict, Refused (also for more than HEAD_APPEND_MAX), Exhausted.
+        """
+        await self._ask(wire.DoneReply, _append(log, records), Traffic.HEAD)
 
     def head_append_nowait(self, request: bytes, settled: Callable[[StorageError | None], None]) -> bool:
         """The same without a task that waits: `settled` is told once how it ended. It must not raise.
@@ -332,9 +335,13 @@ class StorageClient:
         return int.from_bytes(self._entropy.token(4)) / 0xFFFFFFFF
 
 
-def append_request(log: bytes, record: HeadRecord) -> bytes:
-    """The request that appends a record, the same for all servers."""
-    return wire.encode_request(wire.HeadAppend(log, entry_of(record)))
+def append_request(log: bytes, records: Sequence[HeadRecord]) -> bytes:
+    """The request that appends records, the same for all servers. Raises Refused for too many bytes."""
+    return wire.encode_request(_append(log, records))
+
+
+def _append(log: bytes, records: Sequence[HeadRecord]) -> wire.HeadAppend:
+    return wire.HeadAppend(log, list(map(entry_of, records)))
 
 
 def _read_request(spans: Sequence[Span], destinations: Sequence[memoryview]) -> tuple[wire.Readv, int]:

@@ -11,6 +11,7 @@ of are durable, so that `read` never shows what a crash could take back. SPEC.md
 
 from __future__ import annotations
 
+import itertools
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -31,7 +32,18 @@ from storage.format.head import (
 )
 from storage.groupcommit import GroupCommit, Ticket
 from storage.headlog.journal import HeadJournal, add_operation, apply_entry
-from storage.headlog.state import Append, Claim, Drop, HeadLog, Operation, Slot, Staged, Trim
+from storage.headlog.state import (
+    Append,
+    Appends,
+    Claim,
+    Drop,
+    HeadLog,
+    Operation,
+    Slot,
+    Staged,
+    Submitted,
+    Trim,
+)
 from storage.leases import STAMP_MAX, Stamp
 from storage.ports import Brief, Disk, Offload
 
@@ -60,7 +72,7 @@ class _Decided:
 
     batch: AppendBatch
     changes: list[tuple[Entry, Operation]] = field(default_factory=list)
-    answers: list[tuple[Ticket[Operation, Claimed | None], Claimed | None]] = field(default_factory=list)
+    answers: list[tuple[Ticket[Submitted, Claimed | None], Claimed | None]] = field(default_factory=list)
 
     @property
     def is_small(self) -> bool:
@@ -78,7 +90,7 @@ class HeadLogs:
         self._journal = HeadJournal(disk, directory)
         self._logs: dict[bytes, HeadLog] = {}
         self._rewrite_above = self._config.garbage_bytes_min
-        self._commits: GroupCommit[Operation, Claimed | None] = GroupCommit(
+        self._commits: GroupCommit[Submitted, Claimed | None] = GroupCommit(
             self._commit,
             batch_bytes_max=4 * 1024 * 1024,
             upkeep=self._upkeep,
@@ -110,32 +122,40 @@ class HeadLogs:
         assert claimed is not None
         return claimed
 
-    async def append(self, log: bytes, record: HeadRecord) -> None:
-        """Keep a record; durable on return, idempotent for the identical one, a checkpoint.
+    async def append(self, log: bytes, *records: HeadRecord) -> None:
+        """Keep records, of which each names the one before it: all, or none.
 
-        Raises Missing for an unknown log, Refused for a wrong signature or malformed record, Conflict where
-        its epoch is not the promised one or another record has its place, Exhausted beyond the bounds.
+        Durable on return, idempotent for identical ones, a checkpoint. Raises Missing for an unknown log,
+        Refused for a wrong signature, malformed records or such that do not follow each other, Conflict where
+        their epoch is not the promised one or another record has a place, Exhausted beyond the bounds.
         """
-        self._check_record(log, record)
-        await self._commits.submit(Append(log, record), len(record.payload))
+        self._check_records(log, records)
+        await self._commits.submit(Appends(log, records), _size_bytes(records))
 
     def append_nowait(
-        self, log: bytes, record: HeadRecord, settled: Callable[[StorageError | None], None]
+        self, log: bytes, records: Sequence[HeadRecord], settled: Callable[[StorageError | None], None]
     ) -> Callable[[], bool]:
         """The same without a task that waits: `settled` is told once how it ended. It must not raise.
 
-        Raises what can be told at once. Returns how to take the record back while it is not in flight; what
-        that calls tells whether it was taken back, and then `settled` is not called.
+        Raises what can be told at once. Returns how to take the records back while they are not in flight;
+        what that calls tells whether they were taken back, and then `settled` is not called.
         """
-        self._check_record(log, record)
+        self._check_records(log, records)
         ticket = self._commits.submit_nowait(
-            Append(log, record), len(record.payload), lambda ticket: settled(ticket.error)
+            Appends(log, records), _size_bytes(records), lambda ticket: settled(ticket.error)
         )
         return lambda: self._commits.withdraw(ticket)
 
-    def _check_record(self, log: bytes, record: HeadRecord) -> None:
-        record.check()
-        self._check_signature(log, record.signature, record.signed_bytes(log))
+    def _check_records(self, log: bytes, records: Sequence[HeadRecord]) -> None:
+        """The last one's signature speaks for all: it is over the hash of the one before, signature included,
+        and so on."""
+        for record in records:
+            record.check()
+        for before, record in itertools.pairwise(records):
+            if record.previous != before.record_hash():
+                raise Refused("head records that do not follow each other")
+        last = records[-1]
+        self._check_signature(log, last.signature, last.signed_bytes(log))
 
     async def trim(self, log: bytes, before: Stamp, signature: bytes) -> None:
         """Drop records below `before`, never the newest; durable on return, idempotent, a checkpoint.
@@ -195,7 +215,7 @@ class HeadLogs:
         if not fits(held.verifying_key, signature, message):
             raise Refused("the signature does not fit this head log")
 
-    async def _commit(self, tickets: Sequence[Ticket[Operation, Claimed | None]]) -> None:
+    async def _commit(self, tickets: Sequence[Ticket[Submitted, Claimed | None]]) -> None:
         decided = self._decide(tickets)
         if decided.is_small:
             await self._offload.run_brief(Brief.SYNC, self._journal.write, decided.batch)
@@ -203,7 +223,7 @@ class HeadLogs:
             await self._offload.run(self._journal.write, decided.batch)
         self._apply(decided)
 
-    def _commit_now(self, ticket: Ticket[Operation, Claimed | None]) -> bool:
+    def _commit_now(self, ticket: Ticket[Submitted, Claimed | None]) -> bool:
         """The same in the loop, for one operation, while the disk is quick."""
         if not self._offload.is_brief(Brief.SYNC) or ticket.size_bytes > ROOM_BATCH_MAX:
             return False
@@ -219,7 +239,7 @@ class HeadLogs:
                 self._commits.nudge()
         return True
 
-    def _decide(self, tickets: Sequence[Ticket[Operation, Claimed | None]]) -> _Decided:
+    def _decide(self, tickets: Sequence[Ticket[Submitted, Claimed | None]]) -> _Decided:
         """What these operations change, each seeing the ones before it. Those that may not are settled."""
         staged: dict[bytes, Staged] = {}
         decided = _Decided(self._journal.batch())
@@ -229,13 +249,12 @@ class HeadLogs:
             if log is None:
                 log = staged[operation.log] = Staged(self._logs.get(operation.log))
             try:
-                answer, changed = self._stage(log, operation, staged)
+                answer, changes = self._stage(log, operation, staged)
             except StorageError as error:
                 ticket.fail(error)
                 continue
             decided.answers.append((ticket, answer))
-            if changed:
-                decided.changes.append((add_operation(decided.batch, operation), operation))
+            decided.changes += [(add_operation(decided.batch, change), change) for change in changes]
         return decided
 
     def _apply(self, decided: _Decided) -> None:
@@ -246,30 +265,42 @@ class HeadLogs:
             ticket.succeed(answer)
 
     def _stage(
-        self, log: Staged, operation: Operation, staged: dict[bytes, Staged]
-    ) -> tuple[Claimed | None, bool]:
-        """Decide one operation: its answer, and whether it changes anything durable."""
+        self, log: Staged, operation: Submitted, staged: dict[bytes, Staged]
+    ) -> tuple[Claimed | None, Sequence[Operation]]:
+        """Decide one operation: its answer, and what it changes that is durable."""
         match operation:
             case Claim():
                 created = sum(other.created for other in staged.values())
                 if log.log is None and not log.created and len(self._logs) + created >= self._config.logs_max:
                     raise Exhausted("this server keeps no more head logs")
-                changed = log.claim(operation)
-                return (log.epoch, log.mount_id, self._newest(log)), changed
-            case Append(_, record):
+                changes = [operation] if log.claim(operation) else []
+                return (log.epoch, log.mount_id, self._newest(log)), changes
+            case Appends(name, records):
+                return None, [Append(name, record) for record in self._stage_records(log, records)]
+            case Drop(_, epoch):
+                return None, [operation] if log.drop(epoch) else []
+            case Trim(_, before):
+                oldest = log.log.slots[0].stamp if log.log and log.log.slots else None
+                return None, [operation] if oldest is not None and oldest < before else []
+
+    def _stage_records(self, log: Staged, records: Sequence[HeadRecord]) -> list[HeadRecord]:
+        """Decide an append of records; returns those that are new. Raises Conflict, Exhausted."""
+        new: list[HeadRecord] = []
+        try:
+            for record in records:
                 kept = log.append(record)
                 if isinstance(kept, Slot):
                     kept = self._journal.read(kept)
                 if kept is None:
+                    new.append(record)
                     self._check_bounds(log)
                 elif kept != record:
                     raise Conflict(f"another record has the place {record.stamp}")
-                return None, kept is None
-            case Drop(_, epoch):
-                return None, log.drop(epoch)
-            case Trim(_, before):
-                oldest = log.log.slots[0].stamp if log.log and log.log.slots else None
-                return None, oldest is not None and oldest < before
+        except StorageError:
+            for _ in new:
+                log.take_back()
+            raise
+        return new
 
     def _newest(self, log: Staged) -> HeadRecord | None:
         if log.added:
@@ -279,7 +310,6 @@ class HeadLogs:
 
     def _check_bounds(self, log: Staged) -> None:
         if log.count > self._config.records_max or log.size_bytes > self._config.bytes_max:
-            log.take_back()
             raise Exhausted("this head log is full: its writer must trim it")
 
     @property
@@ -304,3 +334,7 @@ class HeadLogs:
                 self._logs = rewritten.logs
                 self._rewrite_above = self._config.garbage_bytes_min
         return False
+
+
+def _size_bytes(records: Sequence[HeadRecord]) -> int:
+    return sum(len(record.payload) for record in records)

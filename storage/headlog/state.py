@@ -7,6 +7,7 @@ a batch sees the first; its changes reach the `HeadLog` by `adopt`, after the ba
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -44,6 +45,17 @@ class Drop(NamedTuple):
 
 
 Operation = Claim | Append | Trim | Drop
+"""What becomes one entry of the file."""
+
+
+class Appends(NamedTuple):
+    """Records that come together, each naming the one before it: all are kept, or none."""
+
+    log: bytes
+    records: Sequence[HeadRecord]
+
+
+Submitted = Claim | Appends | Trim | Drop
 
 
 class Slot(NamedTuple):

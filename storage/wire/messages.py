@@ -29,6 +29,8 @@ RECORD_SIZE_MAX = 64 * 1024
 """Payload of one head log record."""
 HEAD_READ_SIZE_MAX = 128 * 1024
 """Payload bytes after which a head read stops; the last record may pass it."""
+HEAD_APPEND_MAX = 32
+"""Records of one head append; their payloads and the rest fit a frame."""
 FAILURE_TEXT_MAX = 500
 
 REQUESTS_WINDOW = 256
@@ -149,7 +151,8 @@ class HeadClaim(Request, frozen=True, tag=5):
 
 class HeadAppend(Request, frozen=True, tag=6):
     log: Hash
-    entry: HeadEntry
+    entries: Annotated[list[HeadEntry], Meta(min_length=1, max_length=HEAD_APPEND_MAX)]
+    """Each names the hash of the one before it."""
 
 
 class HeadRead(Request, frozen=True, tag=7):

@@ -99,6 +99,26 @@ def test_records_are_a_chain_and_the_first_of_an_epoch_stands_for_itself() -> No
     in_a_world(work)
 
 
+def test_where_the_head_log_stands_is_saved_once_a_transaction() -> None:
+    async def work(world: World, servers: Servers, client: Client) -> None:
+        async def session(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.files.sync()
+            parts.log.commit()
+            saved = load_head_state(parts.log.metadata)
+            for index in range(3):
+                shell.mkdir(f"d{index}")
+                await shell.files.sync()
+            assert load_head_state(parts.log.metadata) == saved
+            parts.log.commit()
+            assert load_head_state(parts.log.metadata) == parts.journal.state
+            assert parts.journal.state.sequence == saved.sequence + 3
+
+        await client.session(session)
+
+    in_a_world(work)
+
+
 def test_operations_behind_any_number_are_read_back() -> None:
     async def work(world: World, servers: Servers, client: Client) -> None:
         async def session(parts: Parts) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,32 @@ class WatchedDisk(OsDisk):
         self.written.append([])
         file = super().open(path, create=create, exclusive=exclusive, writable=writable)
         return WatchedFile(file, self.written[-1])
+
+
+class FailingFile(OsFile):
+    """Its next writes fail, as long as `fails` has numbers: so many bytes are written all the same."""
+
+    def __init__(self, file: OsFile, fails: list[int]) -> None:
+        super().__init__(os.dup(file.descriptor or 0))
+        file.close()
+        self._fails = fails
+
+    def write_at(self, parts: Sequence[Buffer], offset: int) -> int:
+        if not self._fails:
+            return super().write_at(parts, offset)
+        super().write_at([b"".join(parts)[: self._fails.pop()]], offset)
+        raise OSError(errno.EIO, "planted")
+
+
+class FailingDisk(OsDisk):
+    def __init__(self) -> None:
+        self.fails: list[int] = []
+
+    def open(
+        self, path: str, *, create: bool = False, exclusive: bool = False, writable: bool = True
+    ) -> OsFile:
+        file = super().open(path, create=create, exclusive=exclusive, writable=writable)
+        return FailingFile(file, self.fails)
 
 
 def make(directory: Path) -> Spool:
@@ -110,6 +137,27 @@ def test_a_killed_process_leaves_every_record(tmp_path: Path) -> None:
     assert [item.number for item in found] == list(range(1, 201))
     for each in (spool, again, final):
         each.close()
+
+
+@pytest.mark.parametrize("kept", [0, 40, 60, 4000])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_record_whose_write_failed_does_not_count(tmp_path: Path, kept: int, times: int) -> None:
+    """What did get to the disk may be all of the record, without the zeros behind it."""
+    disk = FailingDisk()
+    machine = dataclasses.replace(system_machine(), disk=disk)
+    spool = Spool(machine, str(tmp_path / "spool"), KEY, LIMIT)
+    assert list(spool.open(0)) == []
+    spool.append(1, b"first")
+    for number in range(2, 2 + times):
+        disk.fails.append(kept)
+        with pytest.raises(OSError, match="planted"):
+            spool.append(number, b"failed")
+        spool.append(number, b"done")
+    spool.append(2 + times, b"last")
+    spool.close()
+    spool, found = opened(tmp_path)
+    spool.close()
+    assert [record.operation for record in found] == [b"first", *[b"done"] * times, b"last"]
 
 
 @pytest.mark.parametrize("cut", [1, 17, 5000, 65536 + 40])

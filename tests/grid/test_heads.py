@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -10,11 +11,16 @@ import trio
 import trio.testing
 
 from gridfs.codec.headlist import HeadList
+from gridfs.grid.backlog import BYTES_MAX, FULL_COUNT, Backlog
 from gridfs.grid.errors import NotEnoughServers
-from gridfs.grid.heads import HEAD_HEALTH, Claim, HeadServers
+from gridfs.grid.headappends import GATHER_S, HEDGE_S
+from gridfs.grid.headquorum import HEAD_HEALTH
+from gridfs.grid.heads import Claim, HeadServers
 from storage.errors import Conflict, StorageError, Unavailable
 from storage.format.head import GENESIS
 from storage.headlog import HeadClaim, HeadRecord, HeadStanding
+from storage.wire.heads import record_of
+from storage.wire.messages import HEAD_APPEND_MAX, HeadAppend, decode_request
 from tests.grid.servers import make_roster, server_id
 
 LOG, MOUNT = b"l" * 32, b"m" * 16
@@ -57,10 +63,10 @@ class FakeClient:
         await self._answer()
         return self.standing
 
-    async def head_append(self, log: bytes, record: HeadRecord) -> None:
+    async def head_append(self, log: bytes, records: Sequence[HeadRecord]) -> None:
         assert log == LOG
         await self._answer()
-        self.kept.append(record)
+        self.kept += records
 
     def head_append_nowait(self, request: bytes, settled: Callable[[StorageError | None], None]) -> bool:
         return False
@@ -90,6 +96,29 @@ def head_servers(clients: list[FakeClient], listed: int | None = None) -> HeadSe
     )
 
 
+async def append(heads: HeadServers, *records: HeadRecord) -> None:
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(heads.run)
+        try:
+            for each in records:
+                await heads.append(each)
+        except (StorageError, NotEnoughServers) as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def chain(count: int, payload: bytes = b"sealed") -> list[HeadRecord]:
+    """Records that name each other."""
+    records: list[HeadRecord] = []
+    for sequence in range(1, count + 1):
+        previous = records[-1].record_hash() if records else GENESIS
+        records.append(HeadRecord(1, sequence, previous, payload, bytes(64), MOUNT))
+    return records
+
+
 def told(claim: Claim) -> tuple[int, int, HeadRecord | None, int]:
     return claim.promises, claim.refused, claim.newest, claim.holders
 
@@ -98,7 +127,7 @@ async def test_an_append_returns_with_the_quorum_and_leaves_the_slow(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     clients = [FakeClient(delay_s=index) for index in range(COUNT)]
-    await head_servers(clients).append(record(1))
+    await append(head_servers(clients), record(1))
     assert trio.current_time() == pytest.approx(QUORUM - 1)
     assert [len(client.kept) for client in clients] == [1, 1, 1, 1, 0, 0]
     assert [client.cancelled for client in clients] == [False] * 4 + [True] * 2
@@ -111,7 +140,7 @@ async def test_an_append_to_too_few_says_who_failed_and_why(
     for client in clients[:3]:
         client.failure = Unavailable("nobody listens")
     with pytest.raises(NotEnoughServers, match=r"head record 1\.7: 3 of the 4 servers .*nobody listens"):
-        await head_servers(clients).append(record(7))
+        await append(head_servers(clients), record(7))
 
 
 async def test_a_server_that_is_behind_is_no_veto_for_an_append(
@@ -120,7 +149,7 @@ async def test_a_server_that_is_behind_is_no_veto_for_an_append(
     """It could not write the promise down, say, because its disk is full."""
     clients = [FakeClient(delay_s=5) for _ in range(COUNT)]
     clients[2] = FakeClient(failure=Conflict("epoch 0 is promised"))
-    await head_servers(clients).append(record(1))
+    await append(head_servers(clients), record(1))
     assert sum(len(client.kept) for client in clients) >= QUORUM
 
 
@@ -132,7 +161,7 @@ async def test_an_append_ends_with_a_conflict_as_soon_as_too_few_are_left(
         client.delay_s, client.failure = 1, Conflict("epoch 9 was promised")
     clients[2] = FakeClient(delay_s=2, failure=Unavailable("down"))
     with pytest.raises(Conflict, match="epoch 9"):
-        await head_servers(clients).append(record(1))
+        await append(head_servers(clients), record(1))
     assert trio.current_time() == pytest.approx(2)
 
 
@@ -141,7 +170,132 @@ async def test_a_head_server_that_the_servers_file_lost_counts_as_failed(
 ) -> None:
     heads = head_servers([FakeClient() for _ in range(COUNT)], listed=3)
     with pytest.raises(NotEnoughServers, match="not in the servers file"):
-        await heads.append(record(1))
+        await append(heads, record(1))
+
+
+@dataclass
+class PromptClient(FakeClient):
+    """Takes what needs no waiting, and answers after `delay_s`; counts messages."""
+
+    messages: list[list[int]] = field(default_factory=list)
+    """Sequences, of each message."""
+    nursery: trio.Nursery | None = None
+    hangs: bool = False
+
+    def head_append_nowait(self, request: bytes, settled: Callable[[StorageError | None], None]) -> bool:
+        message = decode_request(request)
+        assert isinstance(message, HeadAppend)
+        assert self.nursery is not None
+        self.messages.append([entry.sequence for entry in message.entries])
+        self.nursery.start_soon(self._settle, list(map(record_of, message.entries)), settled)
+        return True
+
+    async def _settle(
+        self, records: list[HeadRecord], settled: Callable[[StorageError | None], None]
+    ) -> None:
+        await trio.sleep(1000 if self.hangs else self.delay_s)
+        if self.failure is None:
+            self.kept += records
+        settled(self.failure)
+
+
+@asynccontextmanager
+async def prompt(clients: list[PromptClient]) -> AsyncIterator[HeadServers]:
+    heads = head_servers(list(clients))
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            client.nursery = nursery
+        await nursery.start(heads.run)
+        yield heads
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_a_quorum_takes_at_once_reaches_the_others_gathered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    clients = [PromptClient(delay_s=0.001) for _ in range(COUNT)]
+    records = chain(FULL_COUNT + 3)
+    async with prompt(clients) as heads:
+        for each in records:
+            await heads.append(each)
+        numbers = [each.sequence for each in records]
+        assert [client.messages for client in clients[:QUORUM]] == [[[n] for n in numbers]] * QUORUM
+        assert [client.messages for client in clients[QUORUM:]] == [[numbers[:FULL_COUNT]]] * 2
+        await trio.sleep(GATHER_S + 2 * HEDGE_S)
+        assert [client.kept for client in clients] == [records] * COUNT
+        assert [len(client.messages) for client in clients[QUORUM:]] == [2, 2]
+
+
+async def test_what_is_gathered_goes_out_before_anything_else_and_at_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    clients = [PromptClient(delay_s=0.001) for _ in range(COUNT)]
+    first, second, third = chain(3)
+    async with prompt(clients) as heads:
+        await heads.append(first)
+        assert [len(client.messages) for client in clients] == [1] * 4 + [0] * 2
+        await heads.claim(CLAIM)
+        assert [client.messages for client in clients] == [[[1]]] * COUNT
+        await heads.append(second)
+        await heads.append(third)
+    assert [client.messages[1:] for client in clients] == [[[2], [3]]] * 4 + [[[2, 3]]] * 2
+
+
+async def test_a_server_of_the_first_that_fails_is_replaced_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    clients = [PromptClient(delay_s=0.001) for _ in range(COUNT)]
+    clients[1].failure = Unavailable("down")
+    records = chain(3)
+    async with prompt(clients) as heads:
+        await heads.append(records[0])
+        assert trio.current_time() == pytest.approx(0.002)
+        await heads.append(records[1])
+        await heads.append(records[2])
+        assert trio.current_time() == pytest.approx(0.004), "it is not needed any more"
+    assert clients[0].messages == [[1], [2], [3]]
+    assert clients[1].messages == [[1], [2, 3]], "but told all the same"
+
+
+async def test_a_server_of_the_first_that_hangs_costs_one_record_a_moment(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    clients = [PromptClient(delay_s=0.001) for _ in range(COUNT)]
+    clients[2].hangs = True
+    async with prompt(clients) as heads:
+        records = chain(4)
+        await heads.append(records[0])
+        assert HEDGE_S <= trio.current_time() <= 2 * HEDGE_S + 0.002
+        began = trio.current_time()
+        for each in records[1:]:
+            await heads.append(each)
+        assert trio.current_time() == pytest.approx(began + 0.003)
+
+
+async def test_servers_that_are_slower_are_not_needed(autojump_clock: trio.testing.MockClock) -> None:
+    clients = [PromptClient(delay_s=0.2 if index < 2 else 0.001) for index in range(COUNT)]
+    records = chain(40)
+    async with prompt(clients) as heads:
+        for each in records[:30]:
+            await heads.append(each)
+        began = trio.current_time()
+        for each in records[30:]:
+            await heads.append(each)
+        assert trio.current_time() == pytest.approx(began + 0.01)
+
+
+def test_a_backlog_holds_what_follows_each_other_within_the_bounds_of_a_message() -> None:
+    backlog = Backlog()
+    records = chain(HEAD_APPEND_MAX + 5)
+    for each in records:
+        backlog.put(each)
+    backlog.put(records[-1])
+    assert backlog.take() == records[5:]
+    for each in chain(4, bytes(BYTES_MAX // 3)):
+        backlog.put(each)
+    assert [each.sequence for each in backlog.records] == [3, 4]
+    backlog.put(record(9))
+    assert backlog.take() == [record(9)], "another chain"
 
 
 async def test_a_claim_hears_everybody_and_takes_the_newest_record(
@@ -308,9 +462,9 @@ async def test_while_the_list_changes_an_append_needs_a_quorum_of_both(
     heads = changing(clients)
     if fails:
         with pytest.raises(NotEnoughServers, match=fails):
-            await heads.append(record(1))
+            await append(heads, record(1))
     else:
-        await heads.append(record(1))
+        await append(heads, record(1))
         for which in (OLD, NEW):
             assert sum(len(clients[index].kept) for index in which) >= 3
     claim = await heads.claim(CLAIM)

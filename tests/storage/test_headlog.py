@@ -69,6 +69,15 @@ class Writer:
         blank = HeadRecord(epoch + self._lowest, sequence, GENESIS, payload, bytes(64), mount)
         return replace(blank, signature=self._key.sign(blank.signed_bytes(self.log)))
 
+    def chain(self, epoch: int, count: int) -> list[HeadRecord]:
+        """Records that name each other."""
+        records: list[HeadRecord] = []
+        for sequence in range(1, count + 1):
+            previous = records[-1].record_hash() if records else GENESIS
+            blank = replace(self.record(epoch, sequence), previous=previous)
+            records.append(replace(blank, signature=self._key.sign(blank.signed_bytes(self.log))))
+        return records
+
     def cut(self, epoch: int, sequence: int) -> tuple[bytes, tuple[int, int], bytes]:
         before = (epoch + self._lowest, sequence)
         return self.log, before, self._key.sign(trim_signed_bytes(self.log, before))
@@ -329,6 +338,37 @@ async def test_a_signed_trim_drops_older_records_but_never_the_newest(logs: Head
         await logs.trim(b"x" * 32, before, signature)
 
 
+async def test_records_that_come_together_are_vouched_for_by_the_last(logs: HeadLogs, writer: Writer) -> None:
+    await logs.claim(writer.claim(1))
+    records = writer.chain(1, 5)
+    with pytest.raises(Refused, match="signature"):
+        await logs.append(writer.log, *records[:2], replace(records[2], signature=bytes(64)))
+    for changed in (replace(records[1], signature=bytes(64)), replace(records[1], payload=b"other")):
+        with pytest.raises(Refused, match="follow"):
+            await logs.append(writer.log, records[0], changed, records[2])
+    with pytest.raises(Refused, match="follow"):
+        await logs.append(writer.log, records[0], records[2])
+    assert logs.read(writer.log, None, 10**6) == []
+    await logs.append(writer.log, *records[:3])
+    await logs.append(writer.log, *records[1:])
+    assert logs.read(writer.log, None, 10**6) == records
+
+
+async def test_records_that_come_together_are_kept_all_or_none(tmp_path: Path, writer: Writer) -> None:
+    async with opened(tmp_path / "heads", HeadLogConfig(records_max=4)) as logs:
+        await logs.claim(writer.claim(1))
+        records = writer.chain(1, 5)
+        with pytest.raises(Exhausted):
+            await logs.append(writer.log, *records)
+        assert logs.read(writer.log, None, 10**6) == []
+        await logs.append(writer.log, records[2])
+        with pytest.raises(Conflict):
+            await logs.append(writer.log, *records[:4])
+        await logs.append(writer.log, *records[2:])
+    async with opened(tmp_path / "heads") as logs:
+        assert logs.read(writer.log, None, 10**6) == records[2:]
+
+
 async def test_logs_are_bounded(tmp_path: Path, writer: Writer) -> None:
     config = HeadLogConfig(records_max=3, bytes_max=2000, logs_max=2)
     async with opened(tmp_path / "heads", config) as logs:
@@ -413,9 +453,9 @@ async def test_a_record_nobody_waits_for_is_told_about_once(logs: HeadLogs, writ
     await logs.claim(writer.claim(1))
     kept: list[StorageError | None] = []
     refused: list[StorageError | None] = []
-    back = logs.append_nowait(writer.log, writer.record(1, 1), kept.append)
-    logs.append_nowait(writer.log, writer.record(1, 1, b"another"), refused.append)
-    assert logs.append_nowait(writer.log, writer.record(1, 2), kept.append)(), "taken back in time"
+    back = logs.append_nowait(writer.log, [writer.record(1, 1)], kept.append)
+    logs.append_nowait(writer.log, [writer.record(1, 1, b"another")], refused.append)
+    assert logs.append_nowait(writer.log, [writer.record(1, 2)], kept.append)(), "taken back in time"
     assert not kept + refused
     await logs.append(writer.log, writer.record(1, 1))
     assert kept == [None]
@@ -423,7 +463,7 @@ async def test_a_record_nobody_waits_for_is_told_about_once(logs: HeadLogs, writ
     assert not back()
     assert [record.sequence for record in logs.read(writer.log, None, 1000)] == [1]
     with pytest.raises(Refused):
-        logs.append_nowait(writer.log, replace(writer.record(1, 3), signature=bytes(64)), kept.append)
+        logs.append_nowait(writer.log, [replace(writer.record(1, 3), signature=bytes(64))], kept.append)
 
 
 async def test_an_error_of_the_program_ends_the_server(

@@ -26,7 +26,7 @@ REQUESTS: list[wire.AnyRequest] = [
     wire.Release(b"f" * 16, 1, 2, [KEY]),
     wire.HeadClaim(PACK, PACK, 4, b"m" * 16, b"s" * 64, None),
     wire.HeadClaim(PACK, PACK, 4, b"m" * 16, b"s" * 64, SUCCESSOR),
-    wire.HeadAppend(PACK, ENTRY),
+    wire.HeadAppend(PACK, [ENTRY, ENTRY]),
     wire.HeadRead(PACK, wire.Position(1, 2), 1000),
     wire.HeadRead(PACK, None, 1),
     wire.HeadTrim(PACK, wire.Position(1, 2), b"s" * 64),
@@ -123,7 +123,7 @@ def test_a_request_out_of_its_limits_is_refused(payload: bytes) -> None:
 def test_a_record_longer_than_its_limit_is_refused() -> None:
     entry = ENTRY.__class__(1, 2, b"p" * 32, bytes(wire.RECORD_SIZE_MAX + 1), b"s" * 64, b"m" * 16)
     with pytest.raises(Refused, match="malformed"):
-        wire.decode_request(wire.encode_request(wire.HeadAppend(PACK, entry)))
+        wire.decode_request(wire.encode_request(wire.HeadAppend(PACK, [entry])))
 
 
 def test_the_largest_messages_fit_one_frame() -> None:

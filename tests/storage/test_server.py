@@ -186,8 +186,8 @@ async def test_head_log_over_the_wire(tmp_path: Path) -> None:
         for sequence in range(2, 7):
             records.append(record(sequence, records[-1].record_hash(), 65536))
         for each in records:
-            await client.head_append(log, each)
-        await client.head_append(log, records[-1])
+            await client.head_append(log, [each])
+        await client.head_append(log, [records[-1]])
         assert await client.head_read(log, None, 10**7) == records
         assert await client.head_read(log, (1, 4), 10**7) == records[4:]
         assert len(await client.head_read(log, None, 65536)) == 1
@@ -196,7 +196,7 @@ async def test_head_log_over_the_wire(tmp_path: Path) -> None:
             await client.head_claim(claim(b"another mount 01"))
         forged = HeadRecord(1, 7, records[-1].record_hash(), b"x", bytes(64), mount)
         with pytest.raises(Refused):
-            await client.head_append(log, forged)
+            await client.head_append(log, [forged])
         await client.head_trim(log, (1, 5), key.sign(trim_signed_bytes(log, (1, 5))))
         assert await client.head_read(log, None, 10**7) == records[4:]
         assert await client.head_look(log) == HeadStanding(1, mount, None, records[-1])
@@ -210,7 +210,7 @@ async def test_a_successor_claims_over_the_wire(tmp_path: Path) -> None:
     old, new = Writer(), Writer(generation=1)
     async with server_and_client(tmp_path) as (_, client):
         await client.head_claim(old.claim(1))
-        await client.head_append(old.log, old.record(1, 1))
+        await client.head_append(old.log, [old.record(1, 1)])
         assert (await client.head_claim(new.claim(1)))[2] == old.record(1, 1)
         with pytest.raises(Conflict, match="generation 1"):
             await client.head_claim(old.claim(2))
