@@ -21,6 +21,8 @@ from storage.wire.body import FileRange, Part
 
 DIRECT_SIZE_MIN = 256 * 1024
 """Smaller ranges gain nothing from the direct way."""
+STEP = 64 * 1024
+"""In steps of so many bytes it is remembered what of a file was read."""
 DIRECT_BYTES_MAX = 64 * 1024 * 1024
 """Memory for direct answers under way; beyond it the page cache is used."""
 COPIED_SIZE_MAX = 136 * 1024
@@ -175,7 +177,8 @@ class ColdReads:
         self._copied_size_max = copied_size_max
         self._offload = offload
         self._direct_bytes = 0
-        self._read_up_to: WeakKeyDictionary[File, int] = WeakKeyDictionary()
+        self._read: WeakKeyDictionary[File, int] = WeakKeyDictionary()
+        """A bit for each `STEP` that was read whole."""
 
     def prepare(self, plan: ReadPlan) -> Loading | None:
         """Make a plan ready to be sent. Where the disk would hold up the loop, returns what is to be awaited
@@ -227,9 +230,11 @@ class ColdReads:
 
     def _is_known(self, part: FileRange) -> bool:
         """Whether some of the range was read before."""
-        up_to = self._read_up_to.get(part.file, 0)
-        self._read_up_to[part.file] = max(up_to, part.offset + part.length)
-        return part.offset < up_to
+        before = self._read.get(part.file, 0)
+        first, end = -(-part.offset // STEP), (part.offset + part.length) // STEP
+        steps = ((1 << end - first) - 1) << first
+        self._read[part.file] = before | steps
+        return bool(before & steps)
 
 
 def _call(calls: Sequence[Callable[[], None]]) -> None:

@@ -48,13 +48,7 @@ class SystemNetwork:
         self, address: UnixAddress, handler: Handler, task_status: trio.TaskStatus[Address]
     ) -> None:
         async def open_stream(connection: socket.socket) -> ByteStream:
-            stream = unix.PlainStream(connection)
-            try:
-                unix.check_peer(connection)
-            except BaseException:
-                stream.close()
-                raise
-            return stream
+            return unix.accepted(connection)
 
         listener = unix.listen(address.path)
         identity = unix.socket_identity(address.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import trio
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from storage.errors import Refused, StorageError, Unavailable
 from storage.ports import Buffer, File
-from storage.transport.link import SMALL_SIZE_MAX, FrameReceiver, FrameSender, Outgoing
+from storage.transport.link import SMALL_SIZE_MAX, TURN_SIZE, FrameReceiver, FrameSender, Outgoing
 from storage.wire.frames import (
     HEADER_SIZE,
     PAYLOAD_SIZE_MAX,
@@ -163,6 +164,52 @@ async def test_a_small_message_leaves_at_once_and_what_was_not_taken_goes_first(
     expected += frames(3, Traffic.HEAD, b"") + encode_frame(0, Kind.CANCEL, Traffic.UPLOAD, 2)
     expected += frames(4, Traffic.HEAD, b"") + frames(5, Traffic.HEAD, bytes(SMALL_SIZE_MAX + 1))
     assert stream.taken == expected
+
+
+class Wide(Narrow):
+    """A stream that takes everything at once, and notes how much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    async def send_all(self, parts: Sequence[Buffer]) -> None:
+        self.sizes.append(sum(map(len, parts)))
+
+
+async def test_a_short_tail_goes_with_the_frame_before() -> None:
+    """Four blocks are a little more than a frame."""
+    stream = Wide()
+    sender = FrameSender(stream, 5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.run)
+        sender.send_nowait(_outgoing(1, Traffic.DEMAND, PAYLOAD_SIZE_MAX + 64))
+        sender.send_nowait(_outgoing(2, Traffic.DEMAND, PAYLOAD_SIZE_MAX + 8192))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    first = HEADER_SIZE + 1 + HEADER_SIZE + PAYLOAD_SIZE_MAX
+    assert stream.sizes == [first + HEADER_SIZE + 64, first, HEADER_SIZE + 8192]
+
+
+async def test_others_get_their_turn_while_a_stream_takes_everything() -> None:
+    stream = Wide()
+    sender = FrameSender(stream, 5)
+    sent_before_turn: list[int] = []
+
+    async def other() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            sent_before_turn.append(sum(stream.sizes))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.run)
+        nursery.start_soon(other)
+        sender.send_nowait(_outgoing(1, Traffic.DEMAND, 64 * PAYLOAD_SIZE_MAX))
+        while len(stream.sizes) < 64:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    steps = [after - before for before, after in pairwise(sent_before_turn)]
+    assert 0 < max(steps) < 3 * TURN_SIZE  # one turn before, one after
 
 
 async def test_urgent_messages_do_not_starve_others_for_ever() -> None:

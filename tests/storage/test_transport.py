@@ -79,6 +79,24 @@ async def test_bytes_come_back_as_they_were_sent(address: Address) -> None:
                 assert await receive(stream, len(body)) == body
 
 
+async def test_a_server_sends_a_megabyte_without_waiting(tmp_path: Path) -> None:
+    """A socket that was accepted has the system's small buffers, whatever its listener has."""
+    if int(Path("/proc/sys/net/core/wmem_max").read_text()) < unix.ACCEPTED_SIZE:
+        pytest.skip("the system allows no buffer of that size")
+    taken: list[int] = []
+    ended = trio.Event()
+
+    async def send(stream: ByteStream) -> None:
+        taken.append(stream.send_nowait([bytes(unix.ACCEPTED_SIZE)]))
+        ended.set()
+        await trio.sleep_forever()
+
+    async with listening(UnixAddress(str(tmp_path / "run" / "s")), send) as found:
+        with contextlib.closing(await SystemNetwork().connect(found, SERVER_ID)), trio.fail_after(10):
+            await ended.wait()
+    assert taken == [unix.ACCEPTED_SIZE]
+
+
 async def test_a_file_is_sent_as_it_is(address: Address, big_file: Path) -> None:
     file = OsDisk().open(str(big_file), writable=False)
 
