@@ -30,7 +30,7 @@ from storage.errors import StorageError
 
 LAG_S = 0.01
 """The alarm may come this late. If it comes later, our own loop was busy and answers may lie unread."""
-BEHIND = 1.07
+BEHIND = 1.05
 """Who has waited this many times as long as the first answer took waits for a server and not for the line."""
 
 
