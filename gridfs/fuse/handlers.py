@@ -386,11 +386,13 @@ class Handlers(pyfuse3.Operations):
 
     @firewall
     async def flush(self, fh: int) -> None:
-        """close(2): what was written is in the spool already, so the kernel need not ask again.
+        """close(2): what the kernel's cache held back has come before, and is in the spool.
 
-        It still sends, and reports, what its own cache holds back before a close returns.
+        Asked for nothing, it still has to be answered: a kernel that no longer asks lets close succeed after
+        the daemon died, although what it held back went nowhere. Where nobody writes it need not ask again.
         """
-        raise pyfuse3.FUSEError(errno.ENOSYS)
+        if not self.enable_writeback_cache:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @firewall
     async def release(self, fh: int) -> None:

@@ -137,7 +137,6 @@ def test_a_fault_in_any_handler_is_one_failed_call(planted: MountedFileSystem, p
     def failures(name: str) -> int:
         return log.read_text().count(f"in {name}\n")
 
-    # Asked until it is answered with ENOSYS once: first of all.
     (plant / "flush").touch()
     with pytest.raises(OSError, match="Input/output error"), opened(root / "file", os.O_CREAT | os.O_WRONLY):
         pass

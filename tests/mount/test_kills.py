@@ -143,6 +143,18 @@ def test_a_kill_while_the_unmounted_daemon_drains(
     shell("diff", "-r", library, mounted.path / "copy")
 
 
+def test_a_close_after_a_kill_does_not_tell_that_all_is_well(make_file_system: MakeFileSystem) -> None:
+    mounted = make_file_system()
+    (mounted.path / "before").write_bytes(b"closed")
+    descriptor = os.open(mounted.path / "file", os.O_CREAT | os.O_WRONLY)
+    os.write(descriptor, bytes(1000))  # stays in the kernel's cache
+    mounted.kill_daemon()
+    with pytest.raises(OSError, match="not connected"):
+        os.close(descriptor)
+    mounted.mount()
+    assert (mounted.path / "before").read_bytes() == b"closed"
+
+
 # ---- a small spool ----------------------------------------------------------------------------------
 
 
