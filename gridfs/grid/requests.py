@@ -5,8 +5,9 @@ sends one request per server and class of traffic, split only at the wire's limi
 messages does not depend on k, on the number of segments or on the number of readers.
 
 A request that passes its server's deadline (`health`) goes on; those who wait for it are told, and may get
-the same bytes elsewhere and leave. One task watches all deadlines with one alarm, which is moved only where a
-new request is due before it: an undisturbed request costs no timer.
+the same bytes elsewhere and leave, unless all that was asked together is late (`is_behind`). One task watches
+all deadlines with one alarm, which is moved only where something is due before it: an undisturbed request
+costs no timer.
 
 A destination belongs to its request until the job is done, and is not referred to from then on. A reader
 that leaves, or is cancelled, leaves its open jobs behind: their destinations must not be used before that,
@@ -30,7 +31,7 @@ from storage.errors import StorageError
 
 LAG_S = 0.01
 """The alarm may come this late. If it comes later, our own loop was busy and answers may lie unread."""
-BEHIND = 1.05
+BEHIND_FACTOR = 1.05
 """Who has waited this many times as long as the first answer took waits for a server and not for the line."""
 
 
@@ -197,7 +198,7 @@ class Requests:
         if not answered:
             return all(batch.is_late for batch in still_open)
         first = min(still_open, key=lambda batch: batch.sent_at)
-        due = first.sent_at + BEHIND * min(answered)
+        due = first.sent_at + BEHIND_FACTOR * min(answered)
         if trio.current_time() >= due:
             return True
         first.due = due

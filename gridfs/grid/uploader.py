@@ -1,8 +1,9 @@
 """The uploader: puts a sealed pack's shares onto servers, all at once, one request per server.
 
 A server that fails is replaced by the next in placement order; so is one that misses its deadline, which
-comes from its own recent answers (`health`): it goes on meanwhile, and whichever is first has the share. The
-pack counts as stored when `happy` is reached; the rest may take `tail_s` more and is then dropped and
+comes from its own recent answers (`health`): it goes on meanwhile, and whichever is first has the share. Not
+so where no server has answered since a large share left: our own line is slow then, and all are waited for.
+The pack counts as stored when `happy` is reached; the rest may take `tail_s` more and is then dropped and
 reported as missing, a debt that is paid later (`complete`). A server that was known to be in trouble before
 is tried as the last resort only, and nobody waits for it once the others are done.
 
@@ -207,9 +208,7 @@ class Uploader:
         self._outstanding[server_id] = ahead + size
         deadline_s = self._health.deadline_s(server_id, ahead + size) * self._patience
         limit_s = self._health.limit_s(ahead + size)
-        put = _Put(server_id, numbers, size, ahead, now, now + deadline_s, limit_s, self._patience)
-        put.given_up_at = now + limit_s * self._patience
-        return put
+        return _Put(server_id, numbers, size, ahead, now, now + deadline_s, limit_s, self._patience)
 
     def is_behind(self, put: _Put) -> bool:
         """Whether others were quicker, and so it waits for its server and not for our line."""
@@ -223,7 +222,6 @@ class Uploader:
         if patience <= put.patience:
             return False
         put.patience = patience
-        put.given_up_at = put.sent_at + put.limit_s * put.patience
         return True
 
     async def put(self, flight: _Flight, put: _Put) -> str | None:
@@ -306,8 +304,12 @@ class _Put:
     """How long it is waited for, if our line is not slow, and ..."""
     patience: float
     """... so many times as long."""
-    given_up_at: float = float("inf")
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    @property
+    def given_up_at(self) -> float:
+        """When its time is over; infinity once it was given up."""
+        return float("inf") if self.scope.cancel_called else self.sent_at + self.limit_s * self.patience
 
     @property
     def is_large(self) -> bool:
@@ -369,7 +371,7 @@ class _Sending:
             now = trio.current_time()
             for put in list(self.under_way):
                 if put.given_up_at <= now and not self._uploader.has_patience(put):
-                    put.given_up_at = put.late_at = float("inf")
+                    put.late_at = float("inf")
                     put.scope.cancel()
                 elif put.late_at <= now and not self._uploader.is_behind(put):
                     put.late_at = now + (now - put.sent_at)

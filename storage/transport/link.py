@@ -35,7 +35,7 @@ SMALL_SIZE_MAX = 136 * 1024
 """Body bytes of a message that is sent without waking the sender: two blocks of a share."""
 TAIL_SIZE_MAX = 4096
 """What is left of a body beside whole frames and is no more than this goes out with the frame before."""
-TURN_SIZE = 1 << 20
+SEND_TURN_SIZE = 1 << 20
 """Body bytes sent without waiting after which other tasks get their turn: some 0.3 ms."""
 FRAME_COST = 1 << 16
 """Bytes that each frame counts beside its body."""
@@ -300,7 +300,7 @@ class FrameSender:
                     queue.popleft()
                     outgoing.queued = False
                     outgoing.end()
-                if turn >= TURN_SIZE and any(self._queues):
+                if turn >= SEND_TURN_SIZE and any(self._queues):
                     # A peer that reads as fast as we send must not keep the other tasks from running.
                     turn = 0
                     await trio.lowlevel.checkpoint()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from storage.errors import Refused, StorageError, Unavailable
 from storage.ports import Buffer, File
-from storage.transport.link import SMALL_SIZE_MAX, TURN_SIZE, FrameReceiver, FrameSender, Outgoing
+from storage.transport.link import SEND_TURN_SIZE, SMALL_SIZE_MAX, FrameReceiver, FrameSender, Outgoing
 from storage.wire.frames import (
     HEADER_SIZE,
     PAYLOAD_SIZE_MAX,
@@ -209,7 +209,7 @@ async def test_others_get_their_turn_while_a_stream_takes_everything() -> None:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
     steps = [after - before for before, after in pairwise(sent_before_turn)]
-    assert 0 < max(steps) < 3 * TURN_SIZE  # one turn before, one after
+    assert 0 < max(steps) < 3 * SEND_TURN_SIZE  # one turn before, one after
 
 
 async def test_urgent_messages_do_not_starve_others_for_ever() -> None:
