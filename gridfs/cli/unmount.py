@@ -34,7 +34,7 @@ def unmount_filesystem(mountpoint: str) -> None:
     assert place is not None
     lost: TakenOverElsewhere | None = None
     try:
-        _sync(home)
+        _sync(home, unmounting=True)
     except control.NoDaemon:
         # A mount whose daemon was killed: what it acknowledged is in the spool.
         mounts.unmount(place.mountpoint, lazy=True)
@@ -58,10 +58,10 @@ def unmount_filesystem(mountpoint: str) -> None:
         )
 
 
-def _sync(home: Home) -> None:
+def _sync(home: Home, *, unmounting: bool = False) -> None:
     shown = False
     done = False
-    for answer in control.ask(home, "sync", timeout_s=None):
+    for answer in control.ask(home, "sync", timeout_s=None, unmounting=unmounting):
         if "left" in answer:
             shown = _show(answer["left"], answer.get("trouble", ""), shown)
         elif "error" in answer:

@@ -86,7 +86,7 @@ class ControlServer:
             case "status":
                 await _send(connection, self._status())
             case "sync":
-                await self._sync(connection)
+                await self._sync(connection, unmounting=bool(request.get("unmounting")))
             case "yield":
                 self.yielded.set()
                 await _send(connection, {"ok": True})
@@ -128,7 +128,7 @@ class ControlServer:
             answer = {"error": str(error)}
         await _send(connection, answer)
 
-    async def _sync(self, connection: trio.socket.SocketType) -> None:
+    async def _sync(self, connection: trio.socket.SocketType, *, unmounting: bool) -> None:
         async def progress() -> None:
             while True:
                 await _send(connection, {"left": self._files.dirty_bytes, "trouble": self._files.trouble()})
@@ -138,7 +138,7 @@ class ControlServer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(progress)
             try:
-                await self._files.sync()
+                await self._files.sync(unmounting=unmounting)
             except TakenOver as error:
                 answer = {"error": str(error), "taken_over": True}
             except OSError as error:

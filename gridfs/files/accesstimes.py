@@ -42,6 +42,10 @@ class AccessTimes:
             self.settle(next(iter(self._pending)))
         return True
 
+    @property
+    def are_pending(self) -> bool:
+        return bool(self._pending)
+
     def forget(self, ino: int) -> None:
         """The inode is gone, or its access time was set."""
         self._pending.pop(ino, None)

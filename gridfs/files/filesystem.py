@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
+from gridfs.files.claiming import TakenOver
 from gridfs.files.contents import Contents
 from gridfs.files.dirty import DirtyData
 from gridfs.files.journal import Journal
@@ -285,16 +286,19 @@ class FileSystem:
         seconds = self._config.grid_timeout_s
         raise Unavailable(f"{self.path_of(ino)}: fsync waited {seconds:g} s. {self.trouble()}")
 
-    async def sync(self) -> None:
+    async def sync(self, *, unmounting: bool = False) -> None:
         """Everything written so far is in the grid. Waits as long as it takes.
 
+        `unmounting`: what a mount before this one has shipped counts without a record of this one, so that
+        a mount that changed nothing ends where too few servers are left to change anything.
         Raises OSError, with a path, where the local disk does not give back what was written.
         """
         if self._config.read_only:
             return
         number = self._log.number
         await self._writer.all_stored(number)
-        await self._journal.shipped(self._log.number)
+        if not unmounting or self._journal.up_to < self._log.number:
+            await self._journal.shipped(self._log.number)
 
     async def drain(self) -> None:
         """For unmounting: everything is in the grid and durable in the metadata."""
@@ -317,15 +321,19 @@ class FileSystem:
         await self._log.make_durable()
 
     async def _settle_access_times(self) -> None:
-        """Record them; a grid that takes nothing just now gets them from the next mount."""
-        number = self._log.number
+        """Record them where the grid takes records just now; the next mount would have to wait for it."""
+        access = self.namespace.access
+        if not access.are_pending:
+            return
         try:
-            self.namespace.access.settle_all()
-        except (OSError, StorageError) as error:
-            logger.warning("access times are lost: %s", error)
-        if self._log.number > number:
-            with trio.move_on_after(ACCESS_TIMES_S):
-                await self._journal.shipped(self._log.number)
+            with trio.fail_after(ACCESS_TIMES_S):
+                await self._journal.reach()
+            access.settle_all()
+        except (GridError, OSError, StorageError, TakenOver, trio.TooSlowError) as error:
+            logger.warning("access times are lost: %s", str(error) or "too few head servers answer")
+            return
+        with trio.move_on_after(ACCESS_TIMES_S):
+            await self._journal.shipped(self._log.number)
 
     def trouble(self) -> str:
         """Why data does not get into the grid, in words; empty while all is well."""

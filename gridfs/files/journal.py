@@ -35,14 +35,7 @@ from gridfs.grid.errors import GridError
 from gridfs.grid.heads import Claim, HeadServers
 from gridfs.grid.uploader import Uploader
 from gridfs.meta.operations import Retire
-from gridfs.meta.records import (
-    SALT_SIZE,
-    HeadBody,
-    Settings,
-    brief,
-    operations_max,
-    seal_head,
-)
+from gridfs.meta.records import SALT_SIZE, HeadBody, Settings, brief, operations_max, seal_head
 from storage.errors import Conflict, Refused, StorageError
 from storage.format.head import HeadRecord, trim_signed_bytes
 from storage.ports import Machine
@@ -231,6 +224,11 @@ class Journal:
             self._wanted = max(self._wanted, 1)
             self._wake.set()
             await self._progress.wait()
+
+    async def reach(self) -> None:
+        """Raises unless a quorum of head servers answers just now: TakenOver, NotEnoughServers."""
+        self._check_owner()
+        await self._heads.reach()
 
     async def change_heads(self, now: HeadList) -> None:
         """Let other servers keep the head log: a record that says so is on a quorum of both lists, and one

@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 LOG_BYTES_MAX = 256 << 20
 """What one server may send of a head log: far above what it keeps."""
+LOOKING = "reading the head log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +178,15 @@ class HeadServers:
 
     async def look(self) -> list[HeadStanding]:
         """How the log stands on every server that answers and has it."""
-
-        async def ask(_: ServerId, client: HeadClient) -> HeadStanding | None:
-            return await client.head_look(self._log)
-
-        answers = await self._ask_all(ask, "reading the head log", "none", until="seeing")
+        answers = await self._ask_all(self._look, LOOKING, "none", until="seeing")
         return [answer for answer in answers.values() if answer is not None]
+
+    async def reach(self) -> None:
+        """Raises NotEnoughServers unless a quorum answers just now."""
+        await self._ask_all(self._look, LOOKING, "quorum")
+
+    async def _look(self, _: ServerId, client: HeadClient) -> HeadStanding | None:
+        return await client.head_look(self._log)
 
     async def records(self, *, surely: bool = False) -> list[HeadRecord]:
         """Every record that the servers which answer keep, each once, oldest first.
@@ -193,8 +197,7 @@ class HeadServers:
         async def ask(_: ServerId, client: HeadClient) -> list[HeadRecord]:
             return await client.head_read(self._log, None, LOG_BYTES_MAX)
 
-        what = "reading the head log"
-        answers = await self._ask_all(ask, what, "seeing" if surely else "none", until="seeing")
+        answers = await self._ask_all(ask, LOOKING, "seeing" if surely else "none", until="seeing")
         found = {record.record_hash(): record for records in answers.values() for record in records}
         return sorted(found.values(), key=lambda record: record.stamp)
 
@@ -207,7 +210,7 @@ class HeadServers:
         async def ask(_: ServerId, client: HeadClient) -> list[HeadRecord]:
             return await client.head_read(self._log, after, LOG_BYTES_MAX)
 
-        answers = await self._ask_all(ask, "reading the head log", "none", until="quorum")
+        answers = await self._ask_all(ask, LOOKING, "none", until="quorum")
         shown: dict[HeadRecord, set[ServerId]] = {}
         for server, records in answers.items():
             for record in records:

@@ -68,6 +68,9 @@ def test_any_two_of_six_may_die(
     for number in killed:
         assert names[number] in health(mounted)
         assert any(names[number] in line and "unreachable" in line for line in report.splitlines())
+    # This mount began while too few were left to record anything: it has nothing to record either.
+    mounted.remount()
+    assert contents_of(mounted.path) == written
 
 
 def test_with_one_dead_writes_and_fsync_go_on(six: LocalGrid, make_file_system: MakeFileSystem) -> None:
