@@ -25,8 +25,9 @@ STEP = 64 * 1024
 """In steps of so many bytes it is remembered what of a file was read."""
 DIRECT_BYTES_MAX = 64 * 1024 * 1024
 """Memory for direct answers under way; beyond it the page cache is used."""
-COPIED_SIZE_MAX = 136 * 1024
-"""Answers up to this size, two blocks, are copied: less work than a second system call from another task."""
+COPIED_SIZE_MAX = 320 * 1024
+"""Answers up to this size are copied: less work than for a thread to bring them into the page cache, and for
+a task to send them from there."""
 BRIEF_READS_MAX = 2
 """Reads from the disk that one small answer may make in the loop."""
 _PAGE_SIZE = 4096

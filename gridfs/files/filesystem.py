@@ -137,8 +137,16 @@ class FileSystem:
         self._contents.close(file.ino, file.readahead)
         self.namespace.closed(file.ino)
 
-    async def read(self, handle: int, offset: int, length: int, opened: list[Opened] | None = None) -> Buffer:
-        """Waits for servers that are away, up to `grid_timeout`. `opened`: as for the reader.
+    async def read(
+        self,
+        handle: int,
+        offset: int,
+        length: int,
+        opened: list[Opened] | None = None,
+        *,
+        around: bool = False,
+    ) -> Buffer:
+        """Waits for servers that are away, up to `grid_timeout`. `opened`, `around`: as for `Readahead.read`.
 
         Raises Unavailable, with the file's path, when they stay away, and at once where servers that answer
         have too few good shares; OSError where the local disk fails.
@@ -152,7 +160,7 @@ class FileSystem:
                 while True:
                     try:
                         size = self.namespace.inode(file.ino).size
-                        return await file.readahead.read(offset, length, size, opened)
+                        return await file.readahead.read(offset, length, size, opened, around=around)
                     except NotEnoughShares as error:
                         if not error.may_pass:
                             raise
@@ -169,7 +177,7 @@ class FileSystem:
         raise Unavailable(f"{where}: no answer from the grid for {seconds:g} s{trouble}")
 
     def jumped(self, handle: int) -> bool:
-        """Whether the last read of a handle was nowhere near those before it."""
+        """Whether the last read of a handle was nowhere near those before it, and brought nothing else."""
         return self._handles[handle].readahead.jumped
 
     def size_of(self, ino: int) -> int:

@@ -2,8 +2,9 @@
 
 A handle that reads on from where it stopped gets windows that double up to `window_bytes_max`, one
 being read and one on its way, or several where servers are far; a handle that jumps gets just what it asks
-for. Each window is one fetch, so each server sees one readv for it, and its buffer is handed to the
-kernel without another copy. A reader waits for whole windows: over a slow line they stay small.
+for, or whole rows (`surroundings`). Each window is one fetch, so each server sees one readv for it, and its
+buffer is handed to the kernel without another copy. A reader waits for whole windows: over a slow line they
+stay small.
 
 All windows of a mount share one byte budget, and handles that read on at the same time share it evenly:
 windows are as large as to let each of them have its own. Past the budget reads go on without read-ahead.
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 import trio
 
 from gridfs.files.reader import Opened, Reader
+from gridfs.files.surroundings import LARGE, Surroundings, rows_of
 from storage.client import Traffic
 from storage.pages import PagePool
 from storage.ports import Buffer
@@ -73,6 +75,7 @@ class Prefetcher:
         self.bytes = 0
         self.handles = 0
         """Those that have windows now."""
+        self.surroundings = Surroundings()
         self._times: deque[float] = deque(maxlen=8)
         """Seconds that the last large windows took."""
         self._bytes_per_s: float | None = None
@@ -172,11 +175,14 @@ class Readahead:
         self._next = 0
         self._step = self._config.window_bytes_min
         self.jumped = False
-        """The last read was nowhere near those before it."""
+        """The last read was nowhere near those before it, and brought nothing else."""
 
-    async def read(self, offset: int, length: int, size: int, opened: list[Opened] | None = None) -> Buffer:
+    async def read(
+        self, offset: int, length: int, size: int, opened: list[Opened] | None = None, *, around: bool = False
+    ) -> Buffer:
         """Bytes [offset, offset + length) of a file of `size` bytes, short at its end. `opened`: as for the
-        reader; nothing of what was fetched ahead."""
+        reader; nothing of what was fetched ahead. `around`: a large read that jumps may bring what lies
+        around it, as `opened`."""
         end = min(offset + length, size)
         if end <= offset:
             return b""
@@ -189,6 +195,8 @@ class Readahead:
             if self.jumped:
                 self.clear()
             self._next = end if not self._windows else max(self._next, end)
+            if self.jumped and around and opened is not None and end - offset >= LARGE:
+                return await self._with_surroundings(offset, end, size, opened)
             return await self._direct(offset, end, opened)
         self._next = max(self._next, end)
         self._extend(offset, end, size)
@@ -227,10 +235,28 @@ class Readahead:
         for window in list(self._windows):
             self._drop(window)
 
-    async def _direct(self, offset: int, end: int, opened: list[Opened] | None = None) -> Buffer:
+    async def _direct(self, offset: int, end: int, opened: list[Opened] | None = None) -> memoryview:
         prefetcher = self._prefetcher
         out = prefetcher.pages.room(end - offset)
         await prefetcher.reader.read_into(self._ino, offset, out, Traffic.DEMAND, opened)
+        return out
+
+    async def _with_surroundings(self, offset: int, end: int, size: int, opened: list[Opened]) -> Buffer:
+        """A large read that jumped."""
+        prefetcher = self._prefetcher
+        surroundings = prefetcher.surroundings
+        brings = surroundings.are_wanted() and prefetcher.reader.is_stored(self._ino)
+        began = trio.current_time()
+        if not brings:
+            out = await self._direct(offset, end, opened)
+        else:
+            low, high = rows_of(offset, end, size)
+            self.jumped = False
+            self._next = high
+            row = await self._direct(low, high)
+            opened.append(Opened(low, row))
+            out = row[offset - low : end - low]
+        surroundings.took(trio.current_time() - began, brought=brings)
         return out
 
     def _covering(self, offset: int) -> _Window | None:

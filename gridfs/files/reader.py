@@ -110,6 +110,10 @@ class Reader:
         self._fetching = {}
         self._pack_refs.clear()
 
+    def is_stored(self, ino: int) -> bool:
+        """Whether all its bytes are in packs."""
+        return not self._dirty.bytes_of(ino)
+
     async def read_into(
         self, ino: int, start: int, out: memoryview, traffic: Traffic, opened: list[Opened] | None = None
     ) -> None:
@@ -140,7 +144,7 @@ class Reader:
             position = piece.end
         if position < end:
             gaps.append((position, end))
-        if opened is not None and self._dirty.bytes_of(ino):
+        if opened is not None and not self.is_stored(ino):
             opened = None
         whole: list[SegmentRead] = []
         parts: list[_Part] = []

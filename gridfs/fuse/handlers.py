@@ -17,6 +17,7 @@ import pyfuse3
 from gridfs.files import acl
 from gridfs.files.filesystem import FileSystem
 from gridfs.files.namespace import Change
+from gridfs.files.surroundings import LARGE
 from gridfs.fuse import setid
 from gridfs.fuse.errors import firewall
 from gridfs.fuse.nameless import Nameless
@@ -370,7 +371,8 @@ class Handlers(pyfuse3.Operations):
         if reading is None:
             return await self._files.read(fh, off, size)
         try:
-            data = await self._files.read(fh, off, size, reading.opened)
+            around = size >= LARGE and self._pages.takes(self._files.size_of(ino))
+            data = await self._files.read(fh, off, size, reading.opened, around=around)
             size_now = self._namespace.inode(ino).size if reading.opened else None
         finally:
             self._pages.end(reading, size_now)

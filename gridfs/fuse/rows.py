@@ -15,13 +15,13 @@ import trio
 
 from gridfs.files.filesystem import FileSystem
 from gridfs.files.reader import SEGMENT, Opened
+from gridfs.files.surroundings import ROW
 from gridfs.fuse.pages import Pages
 from gridfs.grid.errors import GridError
 from storage.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
-ROW = 1 << 20
 FETCHES = 2
 """Rows that are fetched at a time."""
 WAITING_MAX = 16

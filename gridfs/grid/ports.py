@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from storage.client import SharePut, Span, Traffic
+from storage.errors import StorageError
 
 Stamp = tuple[int, int]
 """(epoch, sequence) of the record under which a lease is asserted."""
@@ -22,6 +23,16 @@ class GridServer(Protocol):
         Returns the bytes got per span, 0 where the server lacks the share. Cancelled, it never writes
         into a destination afterwards.
         """
+
+    def readv_nowait(
+        self,
+        spans: Sequence[Span],
+        destinations: Sequence[memoryview],
+        traffic: Traffic,
+        settled: Callable[[list[int] | StorageError], None],
+    ) -> Callable[[], None] | None:
+        """The same without a task: `settled` is told the end, and returned is what calls it off before that;
+        `settled` is told nothing then. None, and nothing is done, where it would have to wait."""
 
     async def put(
         self, shares: Sequence[SharePut], file_system: bytes, stamp: Stamp, traffic: Traffic

@@ -17,8 +17,9 @@ job is queued, in a batch, or done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -31,6 +32,7 @@ from storage.errors import StorageError
 
 LAG_S = 0.01
 """The alarm may come this late. If it comes later, our own loop was busy and answers may lie unread."""
+ENDED = "reading has ended"
 BEHIND_FACTOR = 1.05
 """Who has waited this many times as long as the first answer took waits for a server and not for the line."""
 
@@ -98,7 +100,8 @@ class _Batch:
     traffic: Traffic
     jobs: list[tuple[Job, Asking]] = field(default_factory=list)
     size: int = 0
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    call_off: Callable[[], None] | None = None
+    """Ends it without an answer; None before it was sent."""
     is_open: bool = True
     sent_at: float = 0.0
     took_s: float | None = None
@@ -166,14 +169,16 @@ class Requests:
         finally:
             self._closed = True
             for jobs in self._queued.values():
-                _finish(jobs, "reading has ended")
+                _finish(jobs, ENDED)
+            for batch in list(self._open):
+                self._call_off(batch, ENDED)
 
     def begin(self, asking: Asking, jobs: Sequence[Job], traffic: Traffic) -> None:
         """Ask for (further) jobs. Whoever does not wait for all of them must call `leave`."""
         entries = [(job, asking) for job in jobs]
         asking.open_jobs += len(jobs)
         if self._closed:
-            _finish(entries, "reading has ended")
+            _finish(entries, ENDED)
             return
         for job, _ in entries:
             self._queued.setdefault((job.server, traffic), []).append((job, asking))
@@ -184,7 +189,7 @@ class Requests:
         asking.is_abandoned = True
         for batch in asking.batches:
             if batch.is_open and batch.is_abandoned:
-                batch.scope.cancel()
+                self._call_off(batch, "nobody waits for it any more")
 
     def is_behind(self, asking: Asking) -> bool:
         """Whether its late requests are late beside those that were sent together with them; if that is not
@@ -237,57 +242,84 @@ class Requests:
         queued, self._queued = self._queued, {}
         for (server, traffic), jobs in queued.items():
             for batch in self._batches(server, traffic, jobs):
-                nursery.start_soon(self._send, batch)
+                self._send(batch, nursery)
 
-    async def _send(self, batch: _Batch) -> None:
-        failure: str | None = "reading has ended"
-        try:
-            failure = await self._readv(batch)
-        finally:
-            batch.is_open = False
-            _finish(batch.jobs, failure)
-            batch.jobs = []  # the destinations are their readers' alone
-
-    async def _readv(self, batch: _Batch) -> str | None:
-        """Send one request and note what came; returns why it failed, None if it did not."""
+    def _send(self, batch: _Batch, nursery: trio.Nursery) -> None:
+        """Send one request; `_settled` is told how it ends. A task only where it cannot leave at once."""
         client = self._clients.get(batch.server)
         if client is None:
-            return "there is no connection to it"
+            self._close(batch, "there is no connection to it")
+            return
         self._count(batch)
+        self._opened(batch)
         spans = [job.span for job, _ in batch.jobs]
         destinations = [job.destination for job, _ in batch.jobs]
-        got: list[int] = []
-        self._opened(batch)
+        settled = partial(self._settled, batch)
+        batch.call_off = client.readv_nowait(spans, destinations, batch.traffic, settled)
+        if batch.call_off is None:
+            scope = trio.CancelScope()
+            batch.call_off = scope.cancel
+            nursery.start_soon(self._wait, client, batch, spans, destinations, scope)
+
+    async def _wait(
+        self,
+        client: GridServer,
+        batch: _Batch,
+        spans: Sequence[Span],
+        destinations: Sequence[memoryview],
+        scope: trio.CancelScope,
+    ) -> None:
         try:
-            with batch.scope:
-                got = await client.readv(spans, destinations, batch.traffic)
+            with scope:
+                self._settled(batch, await client.readv(spans, destinations, batch.traffic))
         except StorageError as error:
-            self._failed(batch.server)
-            return str(error)
-        finally:
-            self._ended(batch)
-        if batch.scope.cancelled_caught:
-            return "nobody waits for it any more"
-        if len(got) != len(spans) or not all(0 <= g <= s.length for g, s in zip(got, spans, strict=True)):
-            self._failed(batch.server)
-            return "it answered what was not asked"
+            self._settled(batch, error)
+
+    def _settled(self, batch: _Batch, outcome: list[int] | StorageError) -> None:
+        """Note what came, and tell those who wait for it."""
+        if not batch.is_open:
+            return
+        if isinstance(outcome, StorageError):
+            self._failed(batch, str(outcome))
+            return
+        spans = [job.span for job, _ in batch.jobs]
+        if len(outcome) != len(spans) or not all(
+            0 <= got <= span.length for got, span in zip(outcome, spans, strict=True)
+        ):
+            self._failed(batch, "it answered what was not asked")
+            return
         batch.took_s = waited_s = trio.current_time() - batch.sent_at
         in_time = not batch.is_late
         self._health.answered(batch.server, batch.ahead + batch.size, waited_s, in_time=in_time)
-        for (job, _), count in zip(batch.jobs, got, strict=True):
+        for (job, _), count in zip(batch.jobs, outcome, strict=True):
             job.got = count
-        self.statistics.bytes += sum(got)
-        return None
+        self.statistics.bytes += sum(outcome)
+        self._close(batch, None)
+
+    def _failed(self, batch: _Batch, reason: str) -> None:
+        self.statistics.failed += 1
+        self._health.failed(batch.server, trio.current_time())
+        self._close(batch, reason)
+
+    def _call_off(self, batch: _Batch, reason: str) -> None:
+        assert batch.call_off is not None
+        batch.call_off()
+        self._close(batch, reason)
+
+    def _close(self, batch: _Batch, failure: str | None) -> None:
+        """The request is over, one way or another."""
+        batch.is_open = False
+        if batch in self._open:
+            self._outstanding[batch.server][batch.traffic] -= batch.size
+            del self._open[batch]
+        jobs, batch.jobs = batch.jobs, []  # the destinations are their readers' alone
+        _finish(jobs, failure)
 
     def _count(self, batch: _Batch) -> None:
         counters = self.statistics
         counters.requests += 1
         counters.spans += len(batch.jobs)
         counters.by_server[batch.server] = counters.by_server.get(batch.server, 0) + 1
-
-    def _failed(self, server: ServerId) -> None:
-        self.statistics.failed += 1
-        self._health.failed(server, trio.current_time())
 
     # ---- deadlines
 
@@ -307,10 +339,6 @@ class Requests:
     def _move_alarm(self, due: float) -> None:
         if due < self._alarm_at:
             self._alarm_at = self._alarm.deadline = due
-
-    def _ended(self, batch: _Batch) -> None:
-        self._outstanding[batch.server][batch.traffic] -= batch.size
-        del self._open[batch]
 
     async def _watch(self) -> None:
         """Look at each request when it is due."""

@@ -120,6 +120,47 @@ class StorageClient:
         self._statistics.bytes_in += sum(lengths)
         return lengths
 
+    def readv_nowait(
+        self,
+        spans: Sequence[Span],
+        destinations: Sequence[memoryview],
+        traffic: Traffic,
+        settled: Callable[[list[int] | StorageError], None],
+    ) -> Callable[[], None] | None:
+        """The same without a task that waits: `settled` is told once how it ended. It must not raise.
+
+        Returns what calls it off; see `Connection.ask_nowait`. None, and nothing is done, where that would
+        have to wait.
+        """
+        connection = self._connection
+        if connection is None or not spans:
+            return None
+        request, size = _read_request(spans, destinations)
+
+        def ended(outcome: wire.AnyReply | StorageError) -> None:
+            if isinstance(outcome, wire.ReadReply):
+                lengths = [span.length for span in spans] if outcome.lengths is None else outcome.lengths
+                self._statistics.bytes_in += sum(lengths)
+                settled(lengths)
+                return
+            self._statistics.failures += 1
+            if not isinstance(outcome, StorageError):
+                outcome = Unavailable("the server breaks the protocol: it answered another question")
+            settled(outcome)
+
+        payload = wire.encode_request(request)
+        call_off = connection.ask_nowait(payload, traffic, ended, destinations, size)
+        if call_off is None:
+            return None
+        self._count("readv", traffic)
+        abandon = call_off
+
+        def left() -> None:
+            self._statistics.cancelled += 1
+            abandon()
+
+        return left
+
     async def put(
         self, shares: Sequence[SharePut], file_system: bytes, stamp: Stamp, traffic: Traffic
     ) -> list[bool]:
@@ -201,7 +242,7 @@ class StorageClient:
                 self._statistics.failures += 1
             settled(error)
 
-        if not connection.ask_nowait(request, Traffic.HEAD, ended):
+        if connection.ask_nowait(request, Traffic.HEAD, ended) is None:
             return False
         self._count("head_append", Traffic.HEAD)
         return True

@@ -233,28 +233,47 @@ class Connection:
         return pending.reply
 
     def ask_nowait(
-        self, payload: bytes, traffic: Traffic, settled: Callable[[wire.AnyReply | StorageError], None]
-    ) -> bool:
-        """Ask what has no body and is answered without one, though nobody waits: `settled` is told the end.
+        self,
+        payload: bytes,
+        traffic: Traffic,
+        settled: Callable[[wire.AnyReply | StorageError], None],
+        destinations: Sequence[memoryview] = (),
+        asked: int = 0,
+    ) -> Callable[[], None] | None:
+        """Ask what has no body, though no task waits: `settled` is told the end, and must not raise. The body
+        of the answer, of `asked` bytes at most, lands in the destinations.
 
-        It must not raise. False, and nothing is done, where that would have to wait, or so much that nobody
-        waits for is under way that the server seems to hang.
+        Returns what calls it off: then `settled` is told nothing, and the destinations are not touched
+        afterwards. None, and nothing is done, where it would have to wait, or where so much that has no body
+        to wait for is under way that the server seems to hang.
         """
-        if self._failure is not None or not self._was_greeted or self._unattended >= UNATTENDED_MAX:
-            return False
+        is_brief, is_called_off = not asked, False
+        if self._failure is not None or not self._was_greeted:
+            return None
+        if is_brief and self._unattended >= UNATTENDED_MAX:
+            return None
         if not self._requests.acquire_nowait(1, traffic):
-            return False
+            return None
+        if asked and not self._replies.acquire_nowait(asked, traffic):
+            self._requests.release(1)
+            return None
 
         def tell() -> None:
-            self._unattended -= 1
-            outcome = pending.error or pending.reply
-            assert outcome is not None
-            settled(outcome)
+            self._unattended -= is_brief
+            if not is_called_off:
+                outcome = pending.error or pending.reply
+                assert outcome is not None
+                settled(outcome)
 
-        self._unattended += 1
-        pending = _Pending((), 0, 0, self._config.progress_s[traffic], tell)
-        self._begin(pending, payload, traffic, ())
-        return True
+        def call_off() -> None:
+            nonlocal is_called_off
+            is_called_off = True
+            self._abandon(number, pending)
+
+        self._unattended += is_brief
+        pending = _Pending(destinations, asked, 0, self._config.progress_s[traffic], tell)
+        number = self._begin(pending, payload, traffic, ())
+        return call_off
 
     async def _take_credit(self, traffic: Traffic, body_size: int, asked: int) -> None:
         await self._requests.acquire(1, traffic)

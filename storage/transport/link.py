@@ -31,8 +31,8 @@ from storage.wire.frames import (
 
 STAGE_SIZE = 4096
 """Bytes received beyond the payload wanted: the next header and small payloads come without a call more."""
-SMALL_SIZE_MAX = 136 * 1024
-"""Body bytes of a message that is sent without waking the sender: two blocks of a share."""
+SMALL_SIZE_MAX = 320 * 1024
+"""Body bytes of a message that is sent without waking the sender: a server's part of a MiB at k = 4."""
 TAIL_SIZE_MAX = 4096
 """What is left of a body beside whole frames and is no more than this goes out with the frame before."""
 SEND_TURN_SIZE = 1 << 20
@@ -196,7 +196,7 @@ class Outgoing:
 
     @property
     def is_small(self) -> bool:
-        """Whether it goes in one or two frames from memory."""
+        """Whether it goes in a few frames from memory."""
         if not self.remaining:
             return True
         if self.remaining > SMALL_SIZE_MAX:
@@ -350,12 +350,13 @@ class FrameSender:
 
 
 def _parts_now(outgoing: Outgoing) -> list[Buffer]:
-    """All of a small message: its first frame, and its body in one DATA frame."""
+    """All of a small message: its first frame, and its body in DATA frames."""
     first = outgoing.first()
     assert first is not None
     kind, payload = first
     parts: list[Buffer] = [encode_frame(len(payload), kind, outgoing.traffic, outgoing.request), payload]
-    if size := outgoing.remaining:
+    while outgoing.remaining:
+        size = min(outgoing.remaining, PAYLOAD_SIZE_MAX)
         parts.append(encode_frame(size, Kind.DATA, outgoing.traffic, outgoing.request))
         for part in outgoing.take(size):
             assert not isinstance(part, FileRange)

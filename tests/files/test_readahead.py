@@ -21,6 +21,7 @@ from gridfs.files.namespace import Change, Namespace
 from gridfs.files.readahead import Prefetcher, Readahead, ReadaheadConfig
 from gridfs.files.reader import Opened, Reader
 from gridfs.files.stamps import Stamps
+from gridfs.files.surroundings import AGAIN, LEARN, ROW
 from gridfs.meta.rows import ROOT
 from storage.client import Traffic
 from tests.simulation.entropy import SimClock
@@ -47,7 +48,15 @@ class Bench:
         return self.namespace.make(ROOT, name, FILE, 1, 1).ino
 
     async def read(self, handle: Readahead, ino: int, offset: int, length: int) -> bytes:
-        return bytes(await handle.read(offset, length, self.namespace.inode(ino).size))
+        return (await self.read_around(handle, ino, offset, length))[0]
+
+    async def read_around(
+        self, handle: Readahead, ino: int, offset: int, length: int
+    ) -> tuple[bytes, list[Opened]]:
+        """What was asked for, and what came beside it."""
+        opened: list[Opened] = []
+        data = await handle.read(offset, length, self.namespace.inode(ino).size, opened, around=True)
+        return bytes(data), opened
 
 
 def on_a_bench(seed: int, work: Callable[[Bench], Awaitable[None]], config: ReadaheadConfig = CONFIG) -> None:
@@ -89,6 +98,9 @@ class TimedReader:
     @property
     def sizes(self) -> list[int]:
         return [end - start for start, end in self.ranges]
+
+    def is_stored(self, ino: int) -> bool:
+        return True
 
     async def read_into(
         self, ino: int, start: int, out: memoryview, traffic: Traffic, opened: list[Opened] | None = None
@@ -193,6 +205,53 @@ async def test_a_read_that_others_have_overtaken_leaves_their_windows_alone(
         nursery.cancel_scope.cancel()
 
 
+LARGE_READ = 128 << 10
+
+
+async def jump_about(reader: TimedReader, size: int, count: int) -> list[Opened]:
+    """Large reads here and there in a file of this size; returns what they brought beside what they asked."""
+    prefetcher = Prefetcher(cast(Reader, reader), ReadaheadConfig())
+    handle = Readahead(prefetcher, 1)
+    stream = chance(0, "jumps")
+    brought: list[Opened] = []
+    for _ in range(count):
+        offset = stream.randrange(1, size // LARGE_READ) * LARGE_READ
+        assert len(await handle.read(offset, LARGE_READ, size, brought, around=True)) == LARGE_READ
+    return brought
+
+
+async def test_large_reads_that_jump_bring_their_rows_while_that_pays(autojump_clock: MockClock) -> None:
+    size = 64 << 20
+    quick = TimedReader(0.001, 500e6)  # a row takes 2.5 times as long as a read
+    brought = await jump_about(quick, size, 100)
+    alone = [LEARN] + [1] * (100 // AGAIN)
+    assert quick.sizes.count(LARGE_READ) == sum(alone)
+    assert quick.sizes.count(ROW) == 100 - sum(alone) == len(brought)
+    assert all(start % ROW == 0 for start, end in quick.ranges if end - start == ROW)
+    slow = TimedReader(0.001, 10e6)  # seven times
+    brought = await jump_about(slow, size, 100)
+    assert slow.sizes.count(ROW) == 1 + 100 // AGAIN == len(brought)
+    assert slow.sizes.count(LARGE_READ) == 100 - len(brought)
+
+
+async def test_who_reads_on_behind_a_row_is_sequential(autojump_clock: MockClock) -> None:
+    size = 64 << 20
+    reader = TimedReader(0.001, 500e6)
+    prefetcher = Prefetcher(cast(Reader, reader), ReadaheadConfig())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(prefetcher.run)
+        handle = Readahead(prefetcher, 1)
+        for row in (3, 9, 20):
+            brought: list[Opened] = []
+            await handle.read(row * ROW + LARGE_READ, LARGE_READ, size, brought, around=True)
+        assert [(each.start, len(each.data)) for each in brought] == [(20 * ROW, ROW)]
+        assert not handle.jumped, "nobody need fetch that row"
+        await handle.read(21 * ROW, LARGE_READ, size, brought, around=True)
+        assert prefetcher.handles == 1, "it has windows"
+        handle.clear()
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_reads_are_what_an_array_of_bytes_says(seed: int) -> None:
     stream = chance(seed, "reads")
@@ -215,8 +274,10 @@ def test_reads_are_what_an_array_of_bytes_says(seed: int) -> None:
                         offset = positions[which]
                     elif kind[0] == "near":
                         offset = max(0, positions[which] + stream.randrange(-9000, 9000))
-                    got = await bench.read(handles[which], ino, offset, length)
+                    got, opened = await bench.read_around(handles[which], ino, offset, length)
                     assert got == model[offset : offset + length], (kind, offset, length)
+                    for each in opened:
+                        assert each.data == model[each.start : each.start + len(each.data)], "stale"
                     positions[which] = offset + len(got) if got else 0
                 case "write":
                     length = min(length, SIZE_MAX - offset)

@@ -59,6 +59,9 @@ class MemoryServer:
         await self._behave()
         return [self._read(span, out) for span, out in zip(spans, destinations, strict=True)]
 
+    def readv_nowait(self, *_: object) -> None:
+        """It takes a task."""
+
     async def put(
         self, shares: Sequence[SharePut], file_system: bytes, stamp: tuple[int, int], traffic: Traffic
     ) -> list[bool]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 import trio.testing
 
 from gridfs.grid.health import HealthBook
-from gridfs.grid.requests import Job, Requests
+from gridfs.grid.requests import Asking, Job, Requests
 from storage.client import SharePut, Span, Traffic
-from storage.errors import Unavailable
+from storage.errors import StorageError, Unavailable
 
 A, B = b"a" * 32, b"b" * 32
 
@@ -26,6 +28,9 @@ class Echo:
         for span, out in zip(spans, destinations, strict=True):
             out[:] = bytes([span.number]) * len(out)
         return [span.length for span in spans] if self.counts is None else self.counts
+
+    def readv_nowait(self, *_: object) -> None:
+        """It takes a task."""
 
     async def put(self, shares: list[SharePut], *_: object) -> list[bool]:
         raise Unavailable("only reads here")
@@ -103,3 +108,73 @@ async def test_nothing_asked_is_done_at_once() -> None:
     requests = requests_on(Echo())
     await requests.ask([], Traffic.DEMAND)
     assert requests.statistics.requests == 0
+
+
+class Prompt(Echo):
+    """Takes requests without a task, and answers them when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[Callable[[list[int] | StorageError], None]] = []
+        self.called_off = 0
+
+    def readv_nowait(  # type: ignore[override]
+        self,
+        spans: list[Span],
+        destinations: list[memoryview],
+        traffic: Traffic,
+        settled: Callable[[list[int] | StorageError], None],
+    ) -> Callable[[], None]:
+        self.asked.append([span.number for span in spans])
+        self.waiting.append(settled)
+
+        def call_off() -> None:
+            self.called_off += 1
+
+        return call_off
+
+
+async def test_a_request_that_can_leave_at_once_takes_no_task() -> None:
+    prompt = Prompt()
+    requests = requests_on(prompt)
+    jobs = [job(1), job(2, B), job(3)]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(requests.run)
+        tasks = len(nursery.child_tasks)
+        async with trio.open_nursery() as asking:
+            asking.start_soon(requests.ask, jobs, Traffic.DEMAND)
+            await trio.testing.wait_all_tasks_blocked()
+            assert prompt.asked == [[1, 3], [2]]
+            (reading,) = nursery.child_tasks
+            (watching,) = reading.child_nurseries
+            assert len(watching.child_tasks) == 1, "the one that looks at deadlines"
+            prompt.waiting[0]([4, 4])
+            prompt.waiting[1](Unavailable("gone"))
+        assert len(nursery.child_tasks) == tasks
+        nursery.cancel_scope.cancel()
+    assert [(each.got, each.failure) for each in jobs] == [(4, None), (0, "gone"), (4, None)]
+    assert (requests.statistics.bytes, requests.statistics.failed) == (8, 1)
+
+
+async def test_a_request_that_nobody_waits_for_is_called_off() -> None:
+    prompt = Prompt()
+    requests = requests_on(prompt)
+    shared, alone, last = job(1), job(2, B), job(4)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(requests.run)
+        async with trio.open_nursery() as staying:
+            staying.start_soon(requests.ask, [job(3)], Traffic.DEMAND)
+            async with trio.open_nursery() as leaving:
+                leaving.start_soon(requests.ask, [shared, alone], Traffic.DEMAND)
+                await trio.testing.wait_all_tasks_blocked()
+                leaving.cancel_scope.cancel()
+            assert prompt.called_off == 1, "one of the two is somebody else's too"
+            assert (alone.is_done, alone.failure) == (True, "nobody waits for it any more")
+            (both,) = (at for at, numbers in enumerate(prompt.asked) if 3 in numbers)
+            prompt.waiting[both]([4, 4])
+        asking = Asking()
+        requests.begin(asking, [last], Traffic.DEMAND)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert prompt.called_off == 2
+    assert (last.is_done, last.failure, asking.open_jobs) == (True, "reading has ended", 0)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gridfs.fuse.rows import ROW
+from gridfs.files.surroundings import ROW
 from storage.transport.residency import cached_pages
 from tests.mount.conftest import MakeFileSystem
 from tests.mount.support import content, shell, wait_until
@@ -85,6 +85,21 @@ def test_two_jumps_into_a_row_bring_all_of_it(make_file_system: MakeFileSystem) 
             assert os.pread(descriptor, PAGE, at) == data[at : at + PAGE]
             asked += missing
         assert reads(mounted) - before <= asked
+
+
+def test_large_random_reads_bring_their_rows(make_file_system: MakeFileSystem) -> None:
+    mounted = make_file_system()
+    size, piece = 64 * ROW + 1000, ROW // 8
+    path, data = mounted.path / "file", content(3, size)
+    path.write_bytes(data)
+    mounted.remount()
+    before = reads(mounted)
+    offsets = list(range(0, size, piece))
+    random.Random(3).shuffle(offsets)
+    with opened(path) as descriptor:
+        for offset in offsets:
+            assert os.pread(descriptor, piece, offset) == data[offset : offset + piece]
+    assert reads(mounted) - before < len(offsets) // 2
 
 
 def stamped(page: int, version: int) -> bytes:

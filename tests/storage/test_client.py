@@ -12,7 +12,7 @@ import trio.testing
 
 from storage.client import Access, ClientConfig, SharePut, Span, StorageClient, Traffic
 from storage.client.credit import Credit
-from storage.errors import Exhausted, Refused, Unavailable
+from storage.errors import Exhausted, Refused, StorageError, Unavailable
 from storage.host import SystemEntropy
 from storage.identity import Identity
 from storage.ports import ByteStream, TlsAddress, UnixAddress
@@ -99,7 +99,42 @@ async def read_one(client: StorageClient, buffer: bytearray, traffic: Traffic = 
     return await client.readv([Span(PACK, 0, 0, len(buffer))], [memoryview(buffer)], traffic)
 
 
-async def test_a_cancelled_read_writes_no_byte_afterwards() -> None:
+async def read_at_once(client: StorageClient, buffer: bytearray) -> list[int]:
+    """The same without a task of the client's; cancelled, it is called off."""
+    if client.state != "connected":
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await client.info()  # makes it connect, and is not sent
+        await until(lambda: client.state == "connected")
+    outcomes: list[list[int] | StorageError] = []
+    settled = trio.Event()
+
+    def settle(outcome: list[int] | StorageError) -> None:
+        outcomes.append(outcome)
+        settled.set()
+
+    spans, destinations = [Span(PACK, 0, 0, len(buffer))], [memoryview(buffer)]
+    call_off = client.readv_nowait(spans, destinations, Traffic.DEMAND, settle)
+    assert call_off is not None
+    try:
+        await settled.wait()
+    except trio.Cancelled:
+        call_off()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not outcomes, "it was called off"
+        raise
+    (outcome,) = outcomes
+    if isinstance(outcome, StorageError):
+        raise outcome
+    return outcome
+
+
+Read = Callable[[StorageClient, bytearray], Awaitable[list[int]]]
+either_way = pytest.mark.parametrize("read", [read_one, read_at_once])
+
+
+@either_way
+async def test_a_cancelled_read_writes_no_byte_afterwards(read: Read) -> None:
     """Cancelled in the middle of its answer: the rest goes to scratch, the connection goes on."""
     half, full = trio.Event(), trio.Event()
     seen: list[Kind] = []
@@ -124,19 +159,20 @@ async def test_a_cancelled_read_writes_no_byte_afterwards() -> None:
             buffer = bytearray(size)
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as readers:
-                    readers.start_soon(read_one, client, buffer)
+                    readers.start_soon(read, client, buffer)
                     await until(lambda: buffer[999] == ord("x"))
+                    cancelled = client.statistics().cancelled
                     await trio.testing.wait_all_tasks_blocked()
                     scope.cancel()
             buffer[:] = b"." * size
             half.set()
             later = bytearray(10)
-            assert await read_one(client, later) == [3]
+            assert await read(client, later) == [3]
             assert later[:3] == b"end"
             assert buffer == b"." * size
             assert seen == [Kind.CANCEL]
             assert client.statistics().pending == 0
-            assert client.statistics().cancelled == 1
+            assert client.statistics().cancelled == cancelled + 1
             full.set()
         nursery.cancel_scope.cancel()
 
@@ -228,7 +264,10 @@ async def test_a_refused_put_does_not_send_its_whole_body() -> None:
         ),
     ],
 )
-async def test_a_server_that_breaks_the_protocol_is_unavailable(answer: list[tuple[Kind, bytes]]) -> None:
+@either_way
+async def test_a_server_that_breaks_the_protocol_is_unavailable(
+    answer: list[tuple[Kind, bytes]], read: Read
+) -> None:
     async def script(peer: Peer) -> None:
         number = (await peer.next())[0].request
         for kind, payload in answer:
@@ -239,23 +278,27 @@ async def test_a_server_that_breaks_the_protocol_is_unavailable(answer: list[tup
         async with using(ACCESS, scripted(nursery, script)) as client:
             buffer = bytearray(10)
             with pytest.raises(Unavailable, match="breaks the protocol"):
-                await read_one(client, buffer)
+                await read(client, buffer)
             await until(lambda: client.state.startswith("unreachable: the server breaks the protocol"))
         nursery.cancel_scope.cancel()
 
 
-async def test_a_hung_server_costs_one_deadline(autojump_clock: trio.testing.MockClock) -> None:
+@either_way
+async def test_a_hung_server_costs_one_deadline(autojump_clock: trio.testing.MockClock, read: Read) -> None:
     async with trio.open_nursery() as nursery:
         network = scripted(nursery, hang)
         async with using(ACCESS, network) as client:
             start = trio.current_time()
             with pytest.raises(Unavailable, match="does not answer"):
-                await read_one(client, bytearray(10))
+                await read(client, bytearray(10))
             assert trio.current_time() - start == pytest.approx(10, abs=0.1)
         nursery.cancel_scope.cancel()
 
 
-async def test_one_hung_request_does_not_end_the_others(autojump_clock: trio.testing.MockClock) -> None:
+@either_way
+async def test_one_hung_request_does_not_end_the_others(
+    autojump_clock: trio.testing.MockClock, read: Read
+) -> None:
     async def script(peer: Peer) -> None:
         while True:
             frame, payload = await peer.next()
@@ -275,7 +318,7 @@ async def test_one_hung_request_does_not_end_the_others(autojump_clock: trio.tes
                 chatting.start_soon(chat)
                 start = trio.current_time()
                 with pytest.raises(Unavailable, match="does not answer"):
-                    await read_one(client, bytearray(10))
+                    await read(client, bytearray(10))
                 assert trio.current_time() - start == pytest.approx(60, abs=1)
                 assert client.state == "connected"
                 assert network.connects == 1
@@ -452,14 +495,15 @@ async def test_a_server_that_hangs_up_at_once_is_not_hammered(autojump_clock: tr
         nursery.cancel_scope.cancel()
 
 
-async def test_a_stopped_client_tells_its_callers() -> None:
+@either_way
+async def test_a_stopped_client_tells_its_callers(read: Read) -> None:
     async with trio.open_nursery() as nursery:
         async with using(ACCESS, scripted(nursery, hang)) as client:
             results: list[str] = []
 
             async def ask() -> None:
                 try:
-                    await read_one(client, bytearray(10))
+                    await read(client, bytearray(10))
                 except Unavailable as error:
                     results.append(str(error))
 

@@ -135,8 +135,11 @@ async def test_a_small_message_leaves_at_once_and_what_was_not_taken_goes_first(
         return Outgoing(number, traffic, Kind.REQUEST, b"?", parts, len(body), lambda: ends.append(number))
 
     def frames(number: int, traffic: Traffic, body: bytes) -> bytes:
-        data = encode_frame(len(body), Kind.DATA, traffic, number) + body if body else b""
-        return encode_frame(1, Kind.REQUEST, traffic, number) + b"?" + data
+        whole = encode_frame(1, Kind.REQUEST, traffic, number) + b"?"
+        for start in range(0, len(body), PAYLOAD_SIZE_MAX):
+            piece = body[start : start + PAYLOAD_SIZE_MAX]
+            whole += encode_frame(len(piece), Kind.DATA, traffic, number) + piece
+        return whole
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sender.run)
@@ -157,12 +160,16 @@ async def test_a_small_message_leaves_at_once_and_what_was_not_taken_goes_first(
         await trio.testing.wait_all_tasks_blocked()
         sender.send_nowait(message(5, Traffic.HEAD, bytes(SMALL_SIZE_MAX + 1)))
         await trio.testing.wait_all_tasks_blocked()
+        stream.takes = [2 * SMALL_SIZE_MAX]
+        sender.send_nowait(message(6, Traffic.HEAD, bytes(SMALL_SIZE_MAX)))
+        assert ends == [1, 3, 2, 4, 5, 6]
         nursery.cancel_scope.cancel()
-    assert ends == [1, 3, 2, 4, 5]
-    assert stream.waited == 5
+    assert ends == [1, 3, 2, 4, 5, 6]
+    assert stream.waited == 6
     expected = frames(1, Traffic.UPLOAD, b"abc") + frames(2, Traffic.UPLOAD, b"defg")
     expected += frames(3, Traffic.HEAD, b"") + encode_frame(0, Kind.CANCEL, Traffic.UPLOAD, 2)
     expected += frames(4, Traffic.HEAD, b"") + frames(5, Traffic.HEAD, bytes(SMALL_SIZE_MAX + 1))
+    expected += frames(6, Traffic.HEAD, bytes(SMALL_SIZE_MAX))
     assert stream.taken == expected
 
 
