@@ -302,8 +302,8 @@ class Requests:
         self._close(batch, reason)
 
     def _call_off(self, batch: _Batch, reason: str) -> None:
-        assert batch.call_off is not None
-        batch.call_off()
+        if batch.call_off is not None:
+            batch.call_off()
         self._close(batch, reason)
 
     def _close(self, batch: _Batch, failure: str | None) -> None:
@@ -313,6 +313,7 @@ class Requests:
             self._outstanding[batch.server][batch.traffic] -= batch.size
             del self._open[batch]
         jobs, batch.jobs = batch.jobs, []  # the destinations are their readers' alone
+        batch.call_off = None
         _finish(jobs, failure)
 
     def _count(self, batch: _Batch) -> None:

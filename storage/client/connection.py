@@ -81,7 +81,9 @@ class _Pending:
         """It has its reply or its error, or its caller left and nothing more comes."""
         if not self.settled:
             self.settled = True
-            self.tell()
+            self.destinations = ()
+            tell, self.tell = self.tell, _nothing  # it may refer to this, and would keep the memory
+            tell()
 
     def take(self, length: int, scratch: memoryview) -> list[memoryview]:
         """Views of the next `length` bytes of the destinations, each a new one that may be released."""
@@ -438,6 +440,10 @@ class Connection:
                 raise Unavailable("the server breaks the protocol: an answer before the question's end")
             outgoing.cut(Kind.CANCEL)
         self._end(number, pending)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _plan_body(pending: _Pending) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
+import pytest
 import trio
 import trio.testing
 
@@ -154,6 +157,37 @@ async def test_a_request_that_can_leave_at_once_takes_no_task() -> None:
         nursery.cancel_scope.cancel()
     assert [(each.got, each.failure) for each in jobs] == [(4, None), (0, "gone"), (4, None)]
     assert (requests.statistics.bytes, requests.statistics.failed) == (8, 1)
+
+
+class Memory(bytearray):
+    """Tells when it is gone."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.mark.parametrize("server", [Echo, Prompt])
+async def test_what_was_read_is_free_once_its_reader_lets_go(server: type[Echo]) -> None:
+    echo = server()
+    requests = requests_on(echo)
+    memory = Memory(4)
+    gone = weakref.ref(memory)
+    wanted = Job(A, Span(b"p" * 32, 1, 0, 4), memoryview(memory))
+    gc.disable()
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(requests.run)
+            async with trio.open_nursery() as asking:
+                asking.start_soon(requests.ask, [wanted], Traffic.DEMAND)
+                await trio.testing.wait_all_tasks_blocked()
+                if isinstance(echo, Prompt):
+                    echo.waiting.pop()([4])
+            await trio.testing.wait_all_tasks_blocked()
+            assert wanted.got == 4
+            del wanted, memory
+            assert gone() is None
+            nursery.cancel_scope.cancel()
+    finally:
+        gc.enable()
 
 
 async def test_a_request_that_nobody_waits_for_is_called_off() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -174,6 +176,37 @@ async def test_a_cancelled_read_writes_no_byte_afterwards(read: Read) -> None:
             assert client.statistics().pending == 0
             assert client.statistics().cancelled == cancelled + 1
             full.set()
+        nursery.cancel_scope.cancel()
+
+
+class Memory(bytearray):
+    """Tells when it is gone."""
+
+    __slots__ = ("__weakref__",)
+
+
+@either_way
+async def test_what_was_read_is_free_once_its_reader_lets_go(read: Read) -> None:
+    """Buffers are lent, and back when nothing refers to them: not only when a cycle is looked for."""
+
+    async def script(peer: Peer) -> None:
+        number = (await peer.next())[0].request
+        await peer.reply(number, wire.ReadReply(None))
+        await peer.send(Kind.DATA, number, bytes(10))
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        async with using(ACCESS, scripted(nursery, script)) as client:
+            buffer = Memory(10)
+            gone = weakref.ref(buffer)
+            gc.disable()
+            try:
+                assert await read(client, buffer) == [10]
+                await trio.testing.wait_all_tasks_blocked()
+                del buffer
+                assert gone() is None
+            finally:
+                gc.enable()
         nursery.cancel_scope.cancel()
 
 
