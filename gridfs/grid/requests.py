@@ -255,7 +255,11 @@ class Requests:
         spans = [job.span for job, _ in batch.jobs]
         destinations = [job.destination for job, _ in batch.jobs]
         settled = partial(self._settled, batch)
-        batch.call_off = client.readv_nowait(spans, destinations, batch.traffic, settled)
+        try:
+            batch.call_off = client.readv_nowait(spans, destinations, batch.traffic, settled)
+        except StorageError as error:
+            self._failed(batch, str(error))
+            return
         if batch.call_off is None:
             scope = trio.CancelScope()
             batch.call_off = scope.cancel
