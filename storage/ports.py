@@ -111,6 +111,8 @@ class Brief(IntEnum):
     """Of a few pages."""
     SYNC = 1
     """Of a few pages just written."""
+    LONGER_READ = 2
+    """Of some hundred kilobytes."""
 
 
 class Offload(Protocol):

@@ -25,11 +25,14 @@ STEP = 64 * 1024
 """In steps of so many bytes it is remembered what of a file was read."""
 DIRECT_BYTES_MAX = 64 * 1024 * 1024
 """Memory for direct answers under way; beyond it the page cache is used."""
-COPIED_SIZE_MAX = 320 * 1024
-"""Answers up to this size are copied: less work than for a thread to bring them into the page cache, and for
-a task to send them from there."""
+COPIED_SIZE_MAX = 136 * 1024
+"""Answers up to this size, two blocks, are copied: less work than a second system call from another task."""
+PROMPT_SIZE_MAX = 320 * 1024
+"""Answers up to this size are read in the loop while the disk is quick: less work than to a thread and back.
+It is a server's part of a MiB at k = 4."""
 BRIEF_READS_MAX = 2
-"""Reads from the disk that one small answer may make in the loop."""
+"""Reads from the disk that one answer may make in the loop."""
+SHORTER = "a share is shorter than its index says"
 _PAGE_SIZE = 4096
 
 
@@ -144,7 +147,7 @@ class _Copy:
         """Read the rest. Waits for the disk. Raises OSError."""
         for (file, offset, length), view in self.missing:
             if file.read_into(view, offset) < length:
-                raise OSError(0, "a share is shorter than its index says")
+                raise OSError(0, SHORTER)
 
 
 class _DirectRead:
@@ -164,7 +167,7 @@ class _DirectRead:
         """Waits for the disk. Raises OSError."""
         part = self._part
         if part.file.read_direct(self.pages, self._start) < part.offset - self._start + part.length:
-            raise OSError(0, "a share is shorter than its index says")
+            raise OSError(0, SHORTER)
 
 
 class ColdReads:
@@ -200,7 +203,37 @@ class ColdReads:
             if isinstance(part, FileRange) and not is_resident(*part)
         ]
         plan.is_cold = bool(cold)
-        return partial(self._load, plan, cold) if cold else None
+        if not cold:
+            return None
+        if plan.size > PROMPT_SIZE_MAX or len(cold) > BRIEF_READS_MAX:
+            return partial(self._load, plan, cold)
+        read = partial(self._offload.run_here, Brief.LONGER_READ, self._read_cold, plan, cold)
+        if not self._offload.is_brief(Brief.LONGER_READ):
+            return partial(self._offload.run, read)
+        read()
+        return None
+
+    def _read_cold(self, plan: ReadPlan, indexes: Sequence[int]) -> None:
+        """Into memory of our own. Waits for the disk. Raises OSError."""
+        for index in indexes:
+            part = plan.parts[index]
+            assert isinstance(part, FileRange)
+            file, offset, length = part
+            if not self._goes_direct(part):
+                view = plan.memory(length)
+                if file.read_into(view, offset) < length:
+                    raise OSError(0, SHORTER)
+                plan.copied += length
+                plan.parts[index] = view
+            else:
+                read = _DirectRead(part, plan)
+                read.fetch()
+                plan.parts[index] = read.wanted
+
+    def _goes_direct(self, part: FileRange) -> bool:
+        """Past the page cache."""
+        is_large, has_room = part.length >= DIRECT_SIZE_MIN, self._direct_bytes <= DIRECT_BYTES_MAX
+        return is_large and has_room and not self._is_known(part)
 
     async def _fetch(self, plan: ReadPlan, copy: _Copy) -> None:
         await self._offload.run(self._offload.run_here, Brief.READ, copy.fetch)
@@ -214,7 +247,7 @@ class ColdReads:
         for index in indexes:
             part = plan.parts[index]
             assert isinstance(part, FileRange)
-            if part.length < DIRECT_SIZE_MIN or self._direct_bytes > DIRECT_BYTES_MAX or self._is_known(part):
+            if not self._goes_direct(part):
                 calls.append(partial(self._page_cache.load, *part))
             else:
                 read = _DirectRead(part, plan)

@@ -20,6 +20,7 @@ from storage.errors import Conflict, Corrupt, Refused, Unavailable
 from storage.format.head import drop_signed_bytes
 from storage.headlog import HeadClaim, HeadRecord, HeadStanding, trim_signed_bytes
 from storage.host import SystemEntropy
+from storage.host.threads import ThreadOffload
 from storage.ports import Address, ByteStream
 from storage.server import RunningServer, ServerConfig, run_server
 from storage.server import composition as server_composition
@@ -322,6 +323,39 @@ async def test_cold_ranges_are_loaded_before_they_are_sent(
             assert await read(client, Span(pack.pack_id, 0, 0, 400_000)) == [share[:400_000]]
         assert cache.loaded == [(0, 400_000)]
         assert 3 <= running.statistics.cold_reads <= 4  # the small one, if its page was dropped
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+async def test_a_quarter_mib_is_read_in_the_loop_while_the_disk_is_quick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_quick: bool
+) -> None:
+    pack = make_pack(length=1_500_000)
+    cache = ColdCache()
+    threads: list[object] = []
+    run = ThreadOffload.run
+
+    async def noted(offload: ThreadOffload, function: Callable[..., object], *args: object) -> object:
+        threads.append(function)
+        return await run(offload, function, *args)
+
+    monkeypatch.setattr(server_composition, "SystemPageCache", lambda: cache)
+    monkeypatch.setattr(ThreadOffload, "is_brief", lambda *_: is_quick)
+    async with server_and_client(tmp_path) as (running, client):
+        await put(client, pack, 0)
+        share = pack.shares[0]
+        monkeypatch.setattr(ThreadOffload, "run", noted)
+        # Too short for the direct way; the direct way; and what is known comes to stay.
+        for start, length, copied in [
+            (7, 200_000, 200_000),
+            (300_002, 300_000, 0),
+            (300_002, 300_000, 300_000),
+        ]:
+            before = running.statistics.bytes_copied
+            span = Span(pack.pack_id, 0, start, length)
+            assert await read(client, span) == [share[start : start + length]]
+            assert running.statistics.bytes_copied - before == copied
+        assert cache.loaded == []
+        assert len(threads) == (0 if is_quick else 3)
 
 
 # Peers that do not keep to the protocol
