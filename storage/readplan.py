@@ -8,7 +8,7 @@ which the next reader has them without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -23,8 +23,8 @@ DIRECT_SIZE_MIN = 256 * 1024
 """Smaller ranges gain nothing from the direct way."""
 STEP = 64 * 1024
 """In steps of so many bytes it is remembered what of a file was read."""
-DIRECT_BYTES_MAX = 64 * 1024 * 1024
-"""Memory for direct answers under way; beyond it the page cache is used."""
+OWN_BYTES_MAX = 64 * 1024 * 1024
+"""Memory for reads that a thread makes; beyond it the page cache is used."""
 COPIED_SIZE_MAX = 136 * 1024
 """Answers up to this size, two blocks, are copied: less work than a second system call from another task."""
 PROMPT_SIZE_MAX = 320 * 1024
@@ -150,23 +150,27 @@ class _Copy:
                 raise OSError(0, SHORTER)
 
 
-class _DirectRead:
-    """A range on its way from the disk into memory of our own."""
+class _OwnRead:
+    """A range on its way from the disk into memory of our own. Made in the loop; only `fetch` may wait."""
 
-    __slots__ = ("_part", "_start", "pages", "wanted")
+    __slots__ = ("_is_direct", "_part", "_start", "pages", "wanted")
 
-    def __init__(self, part: FileRange, plan: ReadPlan) -> None:
+    def __init__(self, part: FileRange, plan: ReadPlan, *, is_direct: bool) -> None:
+        """`is_direct`: past the page cache."""
         self._part = part
-        self._start = part.offset // _PAGE_SIZE * _PAGE_SIZE
-        skip = part.offset - self._start
-        self.pages = plan.memory(-(-(skip + part.length) // _PAGE_SIZE) * _PAGE_SIZE)
-        """All pages that the range touches."""
-        self.wanted = self.pages[skip : skip + part.length]
+        self._is_direct = is_direct
+        skip = part.offset % _PAGE_SIZE if is_direct else 0
+        self._start = part.offset - skip
+        size = skip + part.length
+        self.pages = plan.memory(-(-size // _PAGE_SIZE) * _PAGE_SIZE if is_direct else size)
+        """All pages that the range touches, of a direct read; else the range."""
+        self.wanted = self.pages[skip:size]
 
     def fetch(self) -> None:
         """Waits for the disk. Raises OSError."""
-        part = self._part
-        if part.file.read_direct(self.pages, self._start) < part.offset - self._start + part.length:
+        file, offset, length = self._part
+        read = file.read_direct if self._is_direct else file.read_into
+        if read(self.pages, self._start) < offset - self._start + length:
             raise OSError(0, SHORTER)
 
 
@@ -180,7 +184,7 @@ class ColdReads:
         self._page_cache = page_cache
         self._copied_size_max = copied_size_max
         self._offload = offload
-        self._direct_bytes = 0
+        self._own_bytes = 0
         self._read: WeakKeyDictionary[File, int] = WeakKeyDictionary()
         """A bit for each `STEP` that was read whole."""
 
@@ -205,34 +209,41 @@ class ColdReads:
         plan.is_cold = bool(cold)
         if not cold:
             return None
-        if plan.size > PROMPT_SIZE_MAX or len(cold) > BRIEF_READS_MAX:
+        is_crowded = self._own_bytes > OWN_BYTES_MAX
+        if plan.size > PROMPT_SIZE_MAX or len(cold) > BRIEF_READS_MAX or is_crowded:
             return partial(self._load, plan, cold)
-        read = partial(self._offload.run_here, Brief.LONGER_READ, self._read_cold, plan, cold)
+        reads = {index: self._own_read(plan, index) for index in cold}
+        calls = [read.fetch for read in reads.values()]
+        fetch = partial(self._offload.run_here, Brief.LONGER_READ, _call, calls)
         if not self._offload.is_brief(Brief.LONGER_READ):
-            return partial(self._offload.run, read)
-        read()
+            return partial(self._fetch_own, plan, reads, fetch)
+        fetch()
+        _use_own(plan, reads)
         return None
 
-    def _read_cold(self, plan: ReadPlan, indexes: Sequence[int]) -> None:
-        """Into memory of our own. Waits for the disk. Raises OSError."""
-        for index in indexes:
-            part = plan.parts[index]
-            assert isinstance(part, FileRange)
-            file, offset, length = part
-            if not self._goes_direct(part):
-                view = plan.memory(length)
-                if file.read_into(view, offset) < length:
-                    raise OSError(0, SHORTER)
-                plan.copied += length
-                plan.parts[index] = view
-            else:
-                read = _DirectRead(part, plan)
-                read.fetch()
-                plan.parts[index] = read.wanted
+    def _own_read(self, plan: ReadPlan, index: int) -> _OwnRead:
+        part = plan.parts[index]
+        assert isinstance(part, FileRange)
+        is_direct = self._goes_direct(part)
+        if not is_direct:
+            plan.copied += part.length
+        return _OwnRead(part, plan, is_direct=is_direct)
+
+    async def _fetch_own(
+        self, plan: ReadPlan, reads: Mapping[int, _OwnRead], fetch: Callable[[], None]
+    ) -> None:
+        """In a thread."""
+        size = sum(len(each.pages) for each in reads.values())
+        self._own_bytes += size
+        try:
+            await self._offload.run(fetch)
+        finally:
+            self._own_bytes -= size
+        _use_own(plan, reads)
 
     def _goes_direct(self, part: FileRange) -> bool:
         """Past the page cache."""
-        is_large, has_room = part.length >= DIRECT_SIZE_MIN, self._direct_bytes <= DIRECT_BYTES_MAX
+        is_large, has_room = part.length >= DIRECT_SIZE_MIN, self._own_bytes <= OWN_BYTES_MAX
         return is_large and has_room and not self._is_known(part)
 
     async def _fetch(self, plan: ReadPlan, copy: _Copy) -> None:
@@ -242,25 +253,16 @@ class ColdReads:
     async def _load(self, plan: ReadPlan, indexes: Sequence[int]) -> None:
         """All in one go: each way to a thread and back costs as much as a part of a hundred kilobytes."""
         calls: list[Callable[[], None]] = []
-        reads: list[tuple[int, _DirectRead]] = []
-        size = 0
+        reads: dict[int, _OwnRead] = {}
         for index in indexes:
             part = plan.parts[index]
             assert isinstance(part, FileRange)
-            if not self._goes_direct(part):
-                calls.append(partial(self._page_cache.load, *part))
+            if self._goes_direct(part):
+                reads[index] = _OwnRead(part, plan, is_direct=True)
+                calls.append(reads[index].fetch)
             else:
-                read = _DirectRead(part, plan)
-                reads.append((index, read))
-                calls.append(read.fetch)
-                size += len(read.pages)
-        self._direct_bytes += size
-        try:
-            await self._offload.run(_call, calls)
-        finally:
-            self._direct_bytes -= size
-        for index, read in reads:
-            plan.parts[index] = read.wanted
+                calls.append(partial(self._page_cache.load, *part))
+        await self._fetch_own(plan, reads, partial(_call, calls))
 
     def _is_known(self, part: FileRange) -> bool:
         """Whether some of the range was read before."""
@@ -269,6 +271,11 @@ class ColdReads:
         steps = ((1 << end - first) - 1) << first
         self._read[part.file] = before | steps
         return bool(before & steps)
+
+
+def _use_own(plan: ReadPlan, reads: Mapping[int, _OwnRead]) -> None:
+    for index, read in reads.items():
+        plan.parts[index] = read.wanted
 
 
 def _call(calls: Sequence[Callable[[], None]]) -> None:

@@ -144,9 +144,10 @@ class FileSystem:
         length: int,
         opened: list[Opened] | None = None,
         *,
-        around: bool = False,
+        around_max: int = 0,
     ) -> Buffer:
-        """Waits for servers that are away, up to `grid_timeout`. `opened`, `around`: as for `Readahead.read`.
+        """Waits for servers that are away, up to `grid_timeout`. `opened`, `around_max`: as for
+        `Readahead.read`.
 
         Raises Unavailable, with the file's path, when they stay away, and at once where servers that answer
         have too few good shares; OSError where the local disk fails.
@@ -160,7 +161,7 @@ class FileSystem:
                 while True:
                     try:
                         size = self.namespace.inode(file.ino).size
-                        return await file.readahead.read(offset, length, size, opened, around=around)
+                        return await file.readahead.read(offset, length, size, opened, around_max=around_max)
                     except NotEnoughShares as error:
                         if not error.may_pass:
                             raise
@@ -336,10 +337,13 @@ class FileSystem:
         try:
             with trio.fail_after(ACCESS_TIMES_S):
                 await self._journal.reach()
-            access.settle_all()
-        except (GridError, OSError, StorageError, TakenOver, trio.TooSlowError) as error:
+        except (GridError, StorageError, TakenOver, trio.TooSlowError) as error:
             logger.warning("access times are lost: %s", str(error) or "too few head servers answer")
             return
+        try:
+            access.settle_all()
+        except (OSError, StorageError) as error:
+            logger.warning("access times are lost: %s", error)
         with trio.move_on_after(ACCESS_TIMES_S):
             await self._journal.shipped(self._log.number)
 

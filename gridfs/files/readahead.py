@@ -178,11 +178,11 @@ class Readahead:
         """The last read was nowhere near those before it, and brought nothing else."""
 
     async def read(
-        self, offset: int, length: int, size: int, opened: list[Opened] | None = None, *, around: bool = False
+        self, offset: int, length: int, size: int, opened: list[Opened] | None = None, *, around_max: int = 0
     ) -> Buffer:
         """Bytes [offset, offset + length) of a file of `size` bytes, short at its end. `opened`: as for the
-        reader; nothing of what was fetched ahead. `around`: a large read that jumps may bring what lies
-        around it, as `opened`."""
+        reader; nothing of what was fetched ahead. `around_max`: in files up to so many bytes a large read
+        that jumps may bring what lies around it, as `opened`."""
         end = min(offset + length, size)
         if end <= offset:
             return b""
@@ -195,7 +195,7 @@ class Readahead:
             if self.jumped:
                 self.clear()
             self._next = end if not self._windows else max(self._next, end)
-            if self.jumped and around and opened is not None and end - offset >= LARGE:
+            if self.jumped and opened is not None and end - offset >= LARGE and size <= around_max:
                 return await self._with_surroundings(offset, end, size, opened)
             return await self._direct(offset, end, opened)
         self._next = max(self._next, end)

@@ -17,7 +17,6 @@ import pyfuse3
 from gridfs.files import acl
 from gridfs.files.filesystem import FileSystem
 from gridfs.files.namespace import Change
-from gridfs.files.surroundings import LARGE
 from gridfs.fuse import setid
 from gridfs.fuse.errors import firewall
 from gridfs.fuse.nameless import Nameless
@@ -371,8 +370,8 @@ class Handlers(pyfuse3.Operations):
         if reading is None:
             return await self._files.read(fh, off, size)
         try:
-            around = size >= LARGE and self._pages.takes(self._files.size_of(ino))
-            data = await self._files.read(fh, off, size, reading.opened, around=around)
+            around_max = self._pages.file_bytes_max
+            data = await self._files.read(fh, off, size, reading.opened, around_max=around_max)
             size_now = self._namespace.inode(ino).size if reading.opened else None
         finally:
             self._pages.end(reading, size_now)

@@ -69,7 +69,7 @@ class Pages:
     def __init__(self, file_bytes_max: int, store: Store | None = None) -> None:
         self.store = store
         """None for a kernel that takes nothing."""
-        self._file_bytes_max = file_bytes_max
+        self.file_bytes_max = file_bytes_max
         self._writing: dict[int, int] = {}
         """Inode -> handles that may write it."""
         self._readings: dict[int, list[Reading]] = {}
@@ -142,7 +142,7 @@ class Pages:
 
     def takes(self, size: int) -> bool:
         """Whether pages of a file of so many bytes are stored at all."""
-        return self.store is not None and size <= self._file_bytes_max
+        return self.store is not None and size <= self.file_bytes_max
 
     def _may_store(self, reading: Reading, size: int) -> bool:
         return not reading.is_stale and reading.ino not in self._writing and self.takes(size)

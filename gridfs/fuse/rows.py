@@ -2,7 +2,8 @@
 
 A read that jumps costs a round trip to k servers, whatever its length. Where a second jump lands in the same
 MiB of a file, more are to be expected, and the row is fetched as a whole and given to the kernel (`pages`).
-Far jumps in a large file fetch nothing that nobody asked for; a file that is read densely, in any order, is
+Far jumps of small reads in a large file fetch nothing that nobody asked for (large ones may bring their row
+at once: `files.surroundings`); a file that is read densely, in any order, is
 read with not many more requests than from its beginning to its end.
 """
 

@@ -116,9 +116,7 @@ class StorageClient:
         if not spans:
             return []
         reply = await self._ask(wire.ReadReply, request, traffic, destinations=destinations, reply=size)
-        lengths = [span.length for span in spans] if reply.lengths is None else reply.lengths
-        self._statistics.bytes_in += sum(lengths)
-        return lengths
+        return self._lengths(reply, spans)
 
     def readv_nowait(
         self,
@@ -137,29 +135,18 @@ class StorageClient:
             return None
         request, size = _read_request(spans, destinations)
 
-        def ended(outcome: wire.AnyReply | StorageError) -> None:
-            if isinstance(outcome, wire.ReadReply):
-                lengths = [span.length for span in spans] if outcome.lengths is None else outcome.lengths
-                self._statistics.bytes_in += sum(lengths)
-                settled(lengths)
-                return
-            self._statistics.failures += 1
-            if not isinstance(outcome, StorageError):
-                outcome = Unavailable("the server breaks the protocol: it answered another question")
-            settled(outcome)
+        def ended(outcome: wire.ReadReply | StorageError) -> None:
+            settled(outcome if isinstance(outcome, StorageError) else self._lengths(outcome, spans))
 
         payload = wire.encode_request(request)
-        call_off = connection.ask_nowait(payload, traffic, ended, destinations, size)
-        if call_off is None:
-            return None
-        self._count("readv", traffic)
-        abandon = call_off
+        return self._ask_nowait(
+            connection, "readv", wire.ReadReply, payload, traffic, ended, destinations, size
+        )
 
-        def left() -> None:
-            self._statistics.cancelled += 1
-            abandon()
-
-        return left
+    def _lengths(self, reply: wire.ReadReply, spans: Sequence[Span]) -> list[int]:
+        lengths = [span.length for span in spans] if reply.lengths is None else reply.lengths
+        self._statistics.bytes_in += sum(lengths)
+        return lengths
 
     async def put(
         self, shares: Sequence[SharePut], file_system: bytes, stamp: Stamp, traffic: Traffic
@@ -234,18 +221,11 @@ class StorageClient:
         if connection is None:
             return False
 
-        def ended(outcome: wire.AnyReply | StorageError) -> None:
-            error = outcome if isinstance(outcome, StorageError) else None
-            if error is None and not isinstance(outcome, wire.DoneReply):
-                error = Unavailable("the server breaks the protocol: it answered another question")
-            if error is not None:
-                self._statistics.failures += 1
-            settled(error)
+        def ended(outcome: wire.DoneReply | StorageError) -> None:
+            settled(outcome if isinstance(outcome, StorageError) else None)
 
-        if connection.ask_nowait(request, Traffic.HEAD, ended) is None:
-            return False
-        self._count("head_append", Traffic.HEAD)
-        return True
+        name, reply_type = "head_append", wire.DoneReply
+        return self._ask_nowait(connection, name, reply_type, request, Traffic.HEAD, ended) is not None
 
     async def head_read(self, log: bytes, after: Stamp | None, limit_bytes: int) -> list[HeadRecord]:
         """Records after (epoch, sequence), oldest first, until `limit_bytes` of payload are reached.
@@ -334,6 +314,37 @@ class StorageClient:
             self._statistics.cancelled += 1
             raise
         return answer
+
+    def _ask_nowait(
+        self,
+        connection: Connection,
+        name: str,
+        reply_type: type[R],
+        payload: bytes,
+        traffic: Traffic,
+        settled: Callable[[R | StorageError], None],
+        destinations: Sequence[memoryview] = (),
+        reply: int = 0,
+    ) -> Callable[[], None] | None:
+        """See `Connection.ask_nowait`; counted, and an answer to another question is an error."""
+
+        def ended(outcome: wire.AnyReply | StorageError) -> None:
+            if not isinstance(outcome, StorageError | reply_type):
+                outcome = Unavailable("the server breaks the protocol: it answered another question")
+                connection.fail(outcome)
+            if isinstance(outcome, StorageError):
+                self._statistics.failures += 1
+            settled(outcome)
+
+        abandon = connection.ask_nowait(payload, traffic, ended, destinations, reply)
+        if abandon is None:
+            return None
+        self._count(name, traffic)
+        return partial(self._leave, abandon)
+
+    def _leave(self, abandon: Callable[[], None]) -> None:
+        self._statistics.cancelled += 1
+        abandon()
 
     def _count(self, kind: str, traffic: Traffic) -> None:
         counters = self._statistics

@@ -246,13 +246,13 @@ class Connection:
         of the answer, of `asked` bytes at most, lands in the destinations.
 
         Returns what calls it off: then `settled` is told nothing, and the destinations are not touched
-        afterwards. None, and nothing is done, where it would have to wait, or where so much that has no body
-        to wait for is under way that the server seems to hang.
+        afterwards. None, and nothing is done, where it would have to wait, or where so many questions whose
+        answers have no body are under way, for which nobody waits, that the server seems to hang.
         """
-        is_brief, is_called_off = not asked, False
+        is_unattended, is_called_off = not asked, False
         if self._failure is not None or not self._was_greeted:
             return None
-        if is_brief and self._unattended >= UNATTENDED_MAX:
+        if is_unattended and self._unattended >= UNATTENDED_MAX:
             return None
         if not self._requests.acquire_nowait(1, traffic):
             return None
@@ -261,7 +261,7 @@ class Connection:
             return None
 
         def tell() -> None:
-            self._unattended -= is_brief
+            self._unattended -= is_unattended
             if not is_called_off:
                 outcome = pending.error or pending.reply
                 assert outcome is not None
@@ -272,7 +272,7 @@ class Connection:
             is_called_off = True
             self._abandon(number, pending)
 
-        self._unattended += is_brief
+        self._unattended += is_unattended
         pending = _Pending(destinations, asked, 0, self._config.progress_s[traffic], tell)
         number = self._begin(pending, payload, traffic, ())
         return call_off

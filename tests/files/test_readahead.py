@@ -21,7 +21,7 @@ from gridfs.files.namespace import Change, Namespace
 from gridfs.files.readahead import Prefetcher, Readahead, ReadaheadConfig
 from gridfs.files.reader import Opened, Reader
 from gridfs.files.stamps import Stamps
-from gridfs.files.surroundings import AGAIN, LEARN, ROW
+from gridfs.files.surroundings import AGAIN, LARGE, LEARN, ROW
 from gridfs.meta.rows import ROOT
 from storage.client import Traffic
 from tests.simulation.entropy import SimClock
@@ -55,7 +55,7 @@ class Bench:
     ) -> tuple[bytes, list[Opened]]:
         """What was asked for, and what came beside it."""
         opened: list[Opened] = []
-        data = await handle.read(offset, length, self.namespace.inode(ino).size, opened, around=True)
+        data = await handle.read(offset, length, self.namespace.inode(ino).size, opened, around_max=1 << 40)
         return bytes(data), opened
 
 
@@ -205,9 +205,6 @@ async def test_a_read_that_others_have_overtaken_leaves_their_windows_alone(
         nursery.cancel_scope.cancel()
 
 
-LARGE_READ = 128 << 10
-
-
 async def jump_about(reader: TimedReader, size: int, count: int) -> list[Opened]:
     """Large reads here and there in a file of this size; returns what they brought beside what they asked."""
     prefetcher = Prefetcher(cast(Reader, reader), ReadaheadConfig())
@@ -215,8 +212,8 @@ async def jump_about(reader: TimedReader, size: int, count: int) -> list[Opened]
     stream = chance(0, "jumps")
     brought: list[Opened] = []
     for _ in range(count):
-        offset = stream.randrange(1, size // LARGE_READ) * LARGE_READ
-        assert len(await handle.read(offset, LARGE_READ, size, brought, around=True)) == LARGE_READ
+        offset = stream.randrange(1, size // LARGE) * LARGE
+        assert len(await handle.read(offset, LARGE, size, brought, around_max=1 << 40)) == LARGE
     return brought
 
 
@@ -225,13 +222,13 @@ async def test_large_reads_that_jump_bring_their_rows_while_that_pays(autojump_c
     quick = TimedReader(0.001, 500e6)  # a row takes 2.5 times as long as a read
     brought = await jump_about(quick, size, 100)
     alone = [LEARN] + [1] * (100 // AGAIN)
-    assert quick.sizes.count(LARGE_READ) == sum(alone)
+    assert quick.sizes.count(LARGE) == sum(alone)
     assert quick.sizes.count(ROW) == 100 - sum(alone) == len(brought)
     assert all(start % ROW == 0 for start, end in quick.ranges if end - start == ROW)
     slow = TimedReader(0.001, 10e6)  # seven times
     brought = await jump_about(slow, size, 100)
     assert slow.sizes.count(ROW) == 1 + 100 // AGAIN == len(brought)
-    assert slow.sizes.count(LARGE_READ) == 100 - len(brought)
+    assert slow.sizes.count(LARGE) == 100 - len(brought)
 
 
 async def test_who_reads_on_behind_a_row_is_sequential(autojump_clock: MockClock) -> None:
@@ -243,10 +240,10 @@ async def test_who_reads_on_behind_a_row_is_sequential(autojump_clock: MockClock
         handle = Readahead(prefetcher, 1)
         for row in (3, 9, 20):
             brought: list[Opened] = []
-            await handle.read(row * ROW + LARGE_READ, LARGE_READ, size, brought, around=True)
+            await handle.read(row * ROW + LARGE, LARGE, size, brought, around_max=1 << 40)
         assert [(each.start, len(each.data)) for each in brought] == [(20 * ROW, ROW)]
         assert not handle.jumped, "nobody need fetch that row"
-        await handle.read(21 * ROW, LARGE_READ, size, brought, around=True)
+        await handle.read(21 * ROW, LARGE, size, brought, around_max=1 << 40)
         assert prefetcher.handles == 1, "it has windows"
         handle.clear()
         nursery.cancel_scope.cancel()

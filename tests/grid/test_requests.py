@@ -14,6 +14,7 @@ from gridfs.grid.health import HealthBook
 from gridfs.grid.requests import Asking, Job, Requests
 from storage.client import SharePut, Span, Traffic
 from storage.errors import StorageError, Unavailable
+from tests.storage.servers import Memory
 
 A, B = b"a" * 32, b"b" * 32
 
@@ -132,6 +133,9 @@ class Prompt(Echo):
         self.waiting.append(settled)
 
         def call_off() -> None:
+            """Refers to what it ends, as the client's does."""
+            assert settled
+            assert destinations
             self.called_off += 1
 
         return call_off
@@ -157,12 +161,6 @@ async def test_a_request_that_can_leave_at_once_takes_no_task() -> None:
         nursery.cancel_scope.cancel()
     assert [(each.got, each.failure) for each in jobs] == [(4, None), (0, "gone"), (4, None)]
     assert (requests.statistics.bytes, requests.statistics.failed) == (8, 1)
-
-
-class Memory(bytearray):
-    """Tells when it is gone."""
-
-    __slots__ = ("__weakref__",)
 
 
 @pytest.mark.parametrize("server", [Echo, Prompt])

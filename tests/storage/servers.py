@@ -26,6 +26,12 @@ FILE_SYSTEM = b"file system 0001"
 STAMP = (1, 1)
 
 
+class Memory(bytearray):
+    """Tells when it is gone."""
+
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(frozen=True)
 class Pack:
     pack_id: bytes

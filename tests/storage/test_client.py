@@ -26,6 +26,7 @@ from storage.wire.frames import Traffic as Class
 from tests.storage.servers import (
     FILE_SYSTEM,
     STAMP,
+    Memory,
     PairNetwork,
     let_in,
     make_pack,
@@ -177,12 +178,6 @@ async def test_a_cancelled_read_writes_no_byte_afterwards(read: Read) -> None:
             assert client.statistics().cancelled == cancelled + 1
             full.set()
         nursery.cancel_scope.cancel()
-
-
-class Memory(bytearray):
-    """Tells when it is gone."""
-
-    __slots__ = ("__weakref__",)
 
 
 @either_way

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from storage.format.head import drop_signed_bytes
 from storage.headlog import HeadClaim, HeadRecord, HeadStanding, trim_signed_bytes
 from storage.host import SystemEntropy
 from storage.host.threads import ThreadOffload
+from storage.pages import PagePool
 from storage.ports import Address, ByteStream
 from storage.server import RunningServer, ServerConfig, run_server
 from storage.server import composition as server_composition
@@ -340,6 +342,14 @@ async def test_a_quarter_mib_is_read_in_the_loop_while_the_disk_is_quick(
 
     monkeypatch.setattr(server_composition, "SystemPageCache", lambda: cache)
     monkeypatch.setattr(ThreadOffload, "is_brief", lambda *_: is_quick)
+    takers: set[threading.Thread] = set()
+    take = PagePool.take
+
+    def noted_take(pool: PagePool, size: int) -> memoryview:
+        takers.add(threading.current_thread())
+        return take(pool, size)
+
+    monkeypatch.setattr(PagePool, "take", noted_take)
     async with server_and_client(tmp_path) as (running, client):
         await put(client, pack, 0)
         share = pack.shares[0]
@@ -356,6 +366,7 @@ async def test_a_quarter_mib_is_read_in_the_loop_while_the_disk_is_quick(
             assert running.statistics.bytes_copied - before == copied
         assert cache.loaded == []
         assert len(threads) == (0 if is_quick else 3)
+        assert takers == {threading.main_thread()}, "the pool is the loop's alone"
 
 
 # Peers that do not keep to the protocol
