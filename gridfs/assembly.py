@@ -343,6 +343,8 @@ async def _claimed(
         try:
             running = _build(machine, config, grid, options, local)
             if not options.read_only:
+                for client in grid.clients.values():
+                    client.use_head_key(keys.verifying_key, grid.keys.sign)
                 await running.parts.journal.claim(claim)
                 running.parts.files.namespace.drop_orphans()
             return local, running

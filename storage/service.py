@@ -6,7 +6,7 @@ It knows accounts and messages, not connections. Between awaits: pins are taken 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from storage.backends.port import IncomingShare, Lease, ShareBackend, ShareKey, SyncPolicy
 from storage.errors import Refused, StorageError
@@ -85,10 +85,13 @@ class Service:
         return wire.FlagsReply(await self._backend.store(incoming))
 
     def append(
-        self, request: wire.HeadAppend, settled: Callable[[StorageError | None], None]
+        self,
+        request: wire.HeadAppend,
+        keys: Collection[bytes],
+        settled: Callable[[StorageError | None], None],
     ) -> Callable[[], bool]:
         """See `HeadLogs.append_nowait`."""
-        return self._heads.append_nowait(request.log, list(map(record_of, request.entries)), settled)
+        return self._heads.append_nowait(request.log, list(map(record_of, request.entries)), settled, keys)
 
     async def perform(self, account: Account, request: wire.AnyRequest) -> wire.Reply:
         """Everything else without a body."""

@@ -19,6 +19,7 @@ from storage.client.connection import Connection
 from storage.client.opening import open_connection
 from storage.client.records import ClientConfig, ClientStatistics, ServerInfo, SharePut, Span
 from storage.errors import Refused, StorageError, Unavailable
+from storage.format.head import held_signed_bytes
 from storage.headlog import HeadClaim, HeadRecord, HeadStanding
 from storage.ports import Buffer, Entropy, Network, Space
 from storage.wire import messages as wire
@@ -45,6 +46,7 @@ class StorageClient:
         self._statistics = ClientStatistics()
         self._connection: Connection | None = None
         self._failure: StorageError | None = None
+        self._head_key: tuple[bytes, Callable[[bytes], bytes]] | None = None
         self._wanted = trio.Event()
         self._hurried = trio.Event()
         self._changed = trio.Event()
@@ -88,7 +90,7 @@ class StorageClient:
                         opened_at = trio.current_time()
                         if self._failure is None:
                             self._report(connection, None)  # reading need not wait for the hello
-                        await connection.run(partial(self._report, connection, None))
+                        await connection.run(partial(self._greeted, connection))
                 except StorageError as error:
                     failure = error
                 lost = connection is not None and connection.is_greeted
@@ -102,6 +104,25 @@ class StorageClient:
                     attempts += 1
         finally:
             self._report(None, Unavailable("the client was stopped"))
+
+    def use_head_key(self, verifying_key: bytes, sign: Callable[[bytes], bytes]) -> None:
+        """Show the server, on each connection, that this key's other half is here (`sign` makes its
+        signatures): then it does not check the signature of each record."""
+        self._head_key = verifying_key, sign
+        if self._connection is not None and self._connection.is_greeted:
+            self._show_key(self._connection)
+
+    def _greeted(self, connection: Connection) -> None:
+        self._show_key(connection)
+        self._report(connection, None)
+
+    def _show_key(self, connection: Connection) -> None:
+        """Before any record, which leaves behind it. Where it fails, each record's signature is checked."""
+        if self._head_key is not None:
+            verifying_key, sign = self._head_key
+            signature = sign(held_signed_bytes(connection.name))
+            payload = wire.encode_request(wire.HeadKey(verifying_key, signature))
+            self._ask_nowait(connection, "head_key", wire.DoneReply, payload, Traffic.HEAD, _ignore)
 
     async def readv(
         self, spans: Sequence[Span], destinations: Sequence[memoryview], traffic: Traffic
@@ -390,6 +411,10 @@ class StorageClient:
 def append_request(log: bytes, records: Sequence[HeadRecord]) -> bytes:
     """The request that appends records, the same for all servers. Raises Refused for too many bytes."""
     return wire.encode_request(_append(log, records))
+
+
+def _ignore(outcome: wire.DoneReply | StorageError) -> None:
+    pass
 
 
 def _append(log: bytes, records: Sequence[HeadRecord]) -> wire.HeadAppend:

@@ -155,6 +155,11 @@ class Connection:
         """Whether the hello was completed."""
         return self._was_greeted
 
+    @property
+    def name(self) -> bytes:
+        """See `hello.connection_name`; empty before the hello is complete."""
+        return self._greeting.connection_name
+
     async def greeted(self) -> None:
         """Wait for the end of the hello. Raises what the connection failed with before."""
         await self._greeted.wait()

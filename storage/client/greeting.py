@@ -16,6 +16,8 @@ class Greeting:
     def __init__(self, access: Access, secret: bytes, entropy: Entropy) -> None:
         self._access = access
         nonce = entropy.token(hello.NONCE_SIZE)
+        self.connection_name = b""
+        """See `hello.connection_name`; empty before `answered`."""
         self._opening, self.first = hello.begin(access.account, secret, access.server_id, nonce)
 
     @property
@@ -38,4 +40,5 @@ class Greeting:
         signed = hello.signed_bytes(self._access.account, self._opening.nonce, reply.nonce)
         if not verify(self._access.server_id, reply.signature, signed):
             raise Refused("wrong pin: the server does not hold the key that the URL names")
+        self.connection_name = hello.connection_name(self._access.server_id, self._opening.nonce, reply.nonce)
         return hello.finish(self._opening, reply)

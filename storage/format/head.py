@@ -231,6 +231,11 @@ class HeadRecord:
         return hash_head_record(self.encode())
 
 
+def held_signed_bytes(connection: bytes) -> bytes:
+    """What a head signing key signs to show, on a connection of this name, that it is there."""
+    return b"gridfs 2026 head key\0" + connection
+
+
 def trim_signed_bytes(log: bytes, before: Stamp) -> bytes:
     """What the signature of a trim is made over."""
     return _TRIM.pack(b"gridfs 2026 head cut", log, *before)

@@ -26,6 +26,11 @@ class Guest:
     opening: hello.ClientHello
     nonce: bytes
     """The server's."""
+    server_id: bytes
+
+    @property
+    def connection_name(self) -> bytes:
+        return hello.connection_name(self.server_id, self.opening.nonce, self.nonce)
 
     def proves(self, payload: bytes) -> bool:
         """Whether this is the last message of the hello."""
@@ -64,7 +69,7 @@ class Admission:
             opening, account.secret, self._identity.server_id, nonce, signature, account.rights
         )
         await stream.send_all([encode_frame(len(payload), Kind.HELLO, Traffic.HEAD, 0), payload])
-        return Guest(account, opening, nonce) if reply.version else None
+        return Guest(account, opening, nonce, self._identity.server_id) if reply.version else None
 
 
 async def _receive(receiver: FrameReceiver) -> bytes | None:

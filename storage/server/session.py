@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from storage.errors import Refused, StorageError, Unavailable
+from storage.format.head import fits, held_signed_bytes
 from storage.pages import PagePool
 from storage.ports import ByteStream
 from storage.putbody import PutBody
@@ -94,6 +95,8 @@ class Session:
         self._sender = FrameSender(stream, config.stall_s)
         self._active: dict[int, _Active] = {}
         self._unwanted: dict[int, int] = {}
+        self._head_keys: set[bytes] = set()
+        """Verifying keys whose signing keys are with the peer."""
         self._newest = 0
         self._was_cold = False
         """Whether the last request may have held the loop up for the disk."""
@@ -190,6 +193,8 @@ class Session:
             self._open_read(active, request, nursery)
         elif isinstance(request, wire.HeadAppend):
             self._append(active, request)
+        elif isinstance(request, wire.HeadKey):
+            self._show_key(active, request)
         else:
             nursery.start_soon(self._perform, active, request)
 
@@ -260,9 +265,20 @@ class Session:
                 self._finish(active, Kind.REPLY, _DONE)
 
         try:
-            active.call_off = self._service.append(request, settled)
+            active.call_off = self._service.append(request, self._head_keys, settled)
         except StorageError as error:
             self._fail(active, error)
+
+    def _show_key(self, active: _Active, request: wire.HeadKey) -> None:
+        """At once: records that come behind it need not have their signatures checked."""
+        key = request.verifying_key
+        if len(self._head_keys | {key}) > wire.HEAD_KEYS_MAX:
+            self._fail(active, Refused("more head signing keys than one connection may show"))
+        elif not fits(key, request.signature, held_signed_bytes(self._guest.connection_name)):
+            self._fail(active, Refused("the signature does not fit the key that is shown"))
+        else:
+            self._head_keys.add(key)
+            self._finish(active, Kind.REPLY, _DONE)
 
     def _open_put(self, active: _Active, request: wire.Put) -> None:
         """Take memory for the body, if it is allowed and there is some."""

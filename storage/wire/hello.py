@@ -94,6 +94,11 @@ def signed_bytes(account: bytes, client_nonce: bytes, server_nonce: bytes) -> by
     return _SERVER + account + client_nonce + server_nonce
 
 
+def connection_name(server_id: bytes, client_nonce: bytes, server_nonce: bytes) -> bytes:
+    """96 bytes that no other connection shares: each side chose one of the nonces."""
+    return server_id + client_nonce + server_nonce
+
+
 def answer(
     hello: ClientHello, secret: bytes, server_id: bytes, nonce: bytes, signature: bytes, rights: str
 ) -> tuple[ServerHello, bytes]:

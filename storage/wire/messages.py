@@ -31,6 +31,8 @@ HEAD_READ_SIZE_MAX = 128 * 1024
 """Payload bytes after which a head read stops; the last record may pass it."""
 HEAD_APPEND_MAX = 32
 """Records of one head append; their payloads and the rest fit a frame."""
+HEAD_KEYS_MAX = 4
+"""Head signing keys that one connection may show."""
 FAILURE_TEXT_MAX = 500
 
 REQUESTS_WINDOW = 256
@@ -189,6 +191,13 @@ class Leased(Request, frozen=True, tag=12):
     limit: Annotated[int, Meta(ge=1, le=SHARES_MAX)]
 
 
+class HeadKey(Request, frozen=True, tag=13):
+    """A head signing key is with the client: the signature is over the connection's name."""
+
+    verifying_key: Hash
+    signature: Signature
+
+
 AnyRequest = (
     Readv
     | Put
@@ -202,6 +211,7 @@ AnyRequest = (
     | HeadLook
     | HeadDrop
     | Leased
+    | HeadKey
 )
 
 
@@ -351,6 +361,7 @@ _NAMES: dict[type[Request], str] = {
     HeadLook: "head_look",
     HeadDrop: "head_drop",
     Leased: "leased",
+    HeadKey: "head_key",
 }
 
 

@@ -57,6 +57,13 @@ class Writer:
             signature = recovery.sign(unsigned.signed_bytes(self.log))
             self.succession = replace(unsigned, signature=signature)
 
+    @property
+    def verifying_key(self) -> bytes:
+        return self.succession.verifying_key if self.succession else self.first_key
+
+    def sign(self, message: bytes) -> bytes:
+        return self._key.sign(message)
+
     def claim(self, epoch: int, mount: bytes = MOUNT) -> HeadClaim:
         """`epoch` counts within the generation, here and below."""
         epoch += self._lowest

@@ -35,6 +35,7 @@ REQUESTS: list[wire.AnyRequest] = [
     wire.HeadDrop(PACK, 4, b"s" * 64),
     wire.Leased(b"f" * 16, None, 4096),
     wire.Leased(b"f" * 16, KEY, 1),
+    wire.HeadKey(PACK, b"s" * 64),
 ]
 REPLIES: list[wire.AnyReply] = [
     wire.ReadReply(None),

@@ -20,6 +20,7 @@ from storage.client.records import ClientConfig, ClientStatistics
 from storage.errors import Conflict, Corrupt, Refused, Unavailable
 from storage.format.head import drop_signed_bytes
 from storage.headlog import HeadClaim, HeadRecord, HeadStanding, trim_signed_bytes
+from storage.headlog import logs as headlogs
 from storage.host import SystemEntropy
 from storage.host.threads import ThreadOffload
 from storage.pages import PagePool
@@ -220,6 +221,88 @@ async def test_a_successor_claims_over_the_wire(tmp_path: Path) -> None:
         standing = await client.head_look(old.log)
         assert standing is not None
         assert standing.succession == new.succession
+
+
+def forged(record: HeadRecord) -> HeadRecord:
+    return replace(record, signature=bytes(64))
+
+
+def replaced_signature(cut: tuple[bytes, tuple[int, int], bytes]) -> tuple[bytes, tuple[int, int], bytes]:
+    return *cut[:2], bytes(64)
+
+
+async def test_records_of_whoever_has_shown_the_head_key_are_not_checked_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[bytes] = []
+    fits = headlogs.fits
+
+    def noted(key: bytes, signature: bytes, message: bytes) -> bool:
+        checked.append(signature)
+        return fits(key, signature, message)
+
+    monkeypatch.setattr(headlogs, "fits", noted)
+    writer, successor = Writer(), Writer(generation=1)
+    log = writer.log
+    async with serving(tmp_path) as running:
+        access = let_in(tmp_path, running)
+        async with using(access) as client, using(access) as other:
+            client.use_head_key(writer.verifying_key, writer.sign)
+            await client.head_claim(writer.claim(1))
+            checked.clear()
+            await client.head_append(log, [writer.record(1, 1)])
+            await client.head_append(log, [writer.record(1, 2)])
+            assert checked == []
+            assert running.statistics.requests["head_key"] == 1
+            # What one connection has shown counts for no other one.
+            with pytest.raises(Refused):
+                await other.head_append(log, [forged(writer.record(1, 3))])
+            # Nor does it count once the log belongs to another key.
+            await other.head_claim(successor.claim(1))
+            with pytest.raises(Refused):
+                await client.head_append(log, [forged(successor.record(1, 1))])
+            with pytest.raises(Refused):
+                await client.head_trim(*replaced_signature(successor.cut(1, 1)))
+        # A new connection shows it anew.
+        async with using(access) as client:
+            client.use_head_key(successor.verifying_key, successor.sign)
+            await client.head_append(log, [successor.record(1, 1)])
+            checked.clear()
+            await client.head_append(log, [successor.record(1, 2)])
+            assert checked == []
+
+
+async def test_a_head_key_that_was_shown_elsewhere_shows_nothing(tmp_path: Path) -> None:
+    """A head server that is shown a key cannot pass for its holder before another server."""
+    writer = Writer()
+    seen: list[bytes] = []
+
+    def noted(message: bytes) -> bytes:
+        seen.append(writer.sign(message))
+        return seen[-1]
+
+    async with serving(tmp_path) as running:
+        access = let_in(tmp_path, running)
+        async with using(access) as client:
+            client.use_head_key(writer.verifying_key, noted)
+            await client.head_claim(writer.claim(1))
+        async with using(access) as thief:
+            thief.use_head_key(writer.verifying_key, lambda _: seen[0])
+            with pytest.raises(Refused, match="signature"):
+                await thief.head_append(writer.log, [forged(writer.record(1, 1))])
+            assert thief.statistics().failures == 2, "the key was refused, and so was the record"
+
+
+async def test_a_connection_may_show_so_many_head_keys(tmp_path: Path) -> None:
+    async with server_and_client(tmp_path) as (running, client):
+        await client.info()
+        for seed in range(1, wire.HEAD_KEYS_MAX + 2):
+            writer = Writer(seed)
+            for _ in range(2):
+                client.use_head_key(writer.verifying_key, writer.sign)
+            await client.info()
+        assert client.statistics().failures == 2
+        assert running.statistics.requests["head_key"] == 2 * (wire.HEAD_KEYS_MAX + 1)
 
 
 async def test_what_an_account_leases_is_listed_in_order(tmp_path: Path) -> None:
