@@ -90,7 +90,7 @@ class Spool:
         self._by_index: dict[int, Slot] = {}
         self._spare: list[tuple[int, File]] = []
         self._torn: list[tuple[int, File]] = []
-        """Slots whose header may be half written: made free before another one begins."""
+        """Slots that did not come to begin, though their header may be there: free before anything is appended."""
         self._freed: list[File] = []
         """What was torn; free for certain with the next sync."""
         self._doubtful: dict[int, None] = {}
@@ -261,6 +261,8 @@ class Spool:
         return Slot(index, header.generation, file, self._cipher(header.salt), header.previous, header.begin)
 
     def _slot_for(self, total: int, number: int) -> Slot:
+        # A slot that says it began with this number would end the one before it at the next replay.
+        self._free_torn()
         if self._slots and number == self.last + 1 and self._slots[-1].end + total <= self.slot_bytes:
             current = self._slots[-1]
             if current.generation == self._began:  # never a slot that an earlier process began
@@ -271,13 +273,13 @@ class Spool:
 
     def _free_torn(self) -> None:
         while self._torn:
-            _, file = self._torn[-1]
-            file.write_at([bytes(SLOT_HEADER.size)], 0)
+            index, file = self._torn[-1]
+            if read_header(file, self._path(index)) is not None:  # a full disk takes no zeros either
+                file.write_at([bytes(SLOT_HEADER.size)], 0)
             self._freed.append(file)
             self._spare.append(self._torn.pop())
 
     def _begin_slot(self, number: int) -> Slot:
-        self._free_torn()
         if self._spare:
             index, file = self._spare.pop()
         else:

@@ -160,6 +160,29 @@ def test_a_record_whose_write_failed_does_not_count(tmp_path: Path, kept: int, t
     assert [record.operation for record in found] == [b"first", *[b"done"] * times, b"last"]
 
 
+@pytest.mark.parametrize("kept", [0, 40, 64, 4096])
+@pytest.mark.parametrize("fails_again", [False, True])
+def test_the_slot_before_one_that_did_not_begin_goes_on(tmp_path: Path, kept: int, fails_again: bool) -> None:
+    disk = FailingDisk()
+    spool = Spool(dataclasses.replace(system_machine(), disk=disk), str(tmp_path / "spool"), KEY, LIMIT)
+    assert list(spool.open(0)) == []
+    spool.append(1, b"first")
+    disk.fails.append(kept)
+    with pytest.raises(OSError, match="planted"):
+        spool.append(2, b"large", bytes(SLOT))
+    if fails_again and kept >= SLOT_HEADER.size:
+        disk.fails.append(0)
+        with pytest.raises(OSError, match="planted"):
+            spool.append(2, b"refused while the header cannot be taken back")
+    spool.append(2, b"second")
+    spool.append(3, b"third")
+    spool.close()
+    spool, found = opened(tmp_path)
+    spool.close()
+    assert [record.operation for record in found] == [b"first", b"second", b"third"]
+    assert (tmp_path / "spool" / "0000.spool").read_bytes().count(b"OPRC") == 3, "all in one slot"
+
+
 @pytest.mark.parametrize("cut", [1, 17, 5000, 65536 + 40])
 def test_a_torn_tail_ends_the_replay_and_nothing_else(tmp_path: Path, cut: int) -> None:
     spool, _ = opened(tmp_path)
