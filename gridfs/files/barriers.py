@@ -46,13 +46,14 @@ class Barriers:
         """Operation `number` names `ino` anew: all data written to it before must be in the grid first."""
         self._waiting.append(_Barrier(number, ino, number - 1))
 
-    def hold_again(self, shipped: int) -> None:
-        """At the start: what the last process held back, and the grid has not.
+    def hold_again(self, told: int) -> None:
+        """At the start: what the last process held back. Operations up to `told` are in a record, so what
+        they waited for is in packs, or in records from which it is carried on.
 
         What is in the place of their bytes now has to be there, too: the spool does not tell any more whether
         it was written over others that never left.
         """
-        while rows := self._log.metadata.outbox(shipped, _STEP_BYTES):
+        while rows := self._log.metadata.outbox(told, _STEP_BYTES):
             for number, encoded in rows:
                 match decode(encoded):
                     case Rename(ino=ino, replaced=other, exchange=exchange) if other:
@@ -63,7 +64,7 @@ class Barriers:
                         self._hold_again(number, ino)
                     case _:
                         pass
-            shipped = rows[-1][0]
+            told = rows[-1][0]
 
     def _hold_again(self, number: int, ino: int) -> None:
         self._waiting.append(_Barrier(number, ino, self._log.number))

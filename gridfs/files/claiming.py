@@ -91,9 +91,9 @@ class Claimer:
         self.has_quorum = False
         """W head servers have promised us the epoch."""
 
-    async def claim(self, early: Claim | None = None) -> None:
+    async def claim(self, early: Claim | None = None) -> int:
         """Claim an epoch of our own. Returns when so many head servers answered that the newest record is
-        known, with the quorum or not.
+        known, with the quorum or not: the last operation that this one tells, 0 where there is none.
 
         `early`: what was promised already, to the epoch and run in the state, for a folder in the making, in
         which nothing is its own.
@@ -115,8 +115,10 @@ class Claimer:
             claim = await self._heads.claim(self._keys.claim(state.epoch, state.mount_id), patient=True)
             self._heads.require("quorum", claim.promised, "taking over from another client")
         await self._adopt(claim, was_new, knows)
+        last = 0 if claim.newest is None else self._history.body(claim.newest).last
         self._history.forget()
         self.has_quorum = claim.has_quorum
+        return last
 
     async def _claim_all(self) -> Claim:
         """Claim an epoch that nobody has, from those who are the head servers by the newest record."""

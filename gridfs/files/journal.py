@@ -174,9 +174,10 @@ class Journal:
 
     async def claim(self, early: Claim | None = None) -> None:
         """See `Claimer.claim`."""
-        await self._claimer.claim(early)
+        told = await self._claimer.claim(early)
         self._says_heads = self._heads.leaving is not None
-        self._barriers.hold_again(self.state.shipped)
+        # A quorum may have the newest record, though fewer showed it: ours must not tell less.
+        self._barriers.hold_again(max(self.state.shipped, told))
 
     # ---- shipping
 

@@ -79,6 +79,49 @@ def test_synced_data_is_carried_again_where_the_newest_record_is_away() -> None:
     run_world(1, scenario)
 
 
+def test_the_first_record_tells_no_less_than_the_newest_that_was_found() -> None:
+    """That one is on too few servers, so it does not count as shipped, but all before it does. What waits for
+    data in the new mount must not hold back what has long been there."""
+
+    async def scenario(world: World) -> None:
+        servers = await start_servers(world)
+        one, two, three = (Client(world, servers, name) for name in ("one", "two", "three"))
+        for client in (one, two, three):
+            client.create()
+
+        async def lose(parts: Parts) -> None:
+            shell = Shell(parts)
+            for name in ("file", "replaced"):  # more than records carry
+                await fsync(shell, name, b"old" * 10_000)
+            await shell.write("new", b"new" * 10_000)
+            shell.rename("new", "replaced")
+            await parts.files.sync()
+            await trio.sleep(1)
+            for node in servers.nodes[1:]:
+                world.kill(node)
+            with trio.move_on_after(3):
+                await shell.files.fsync(shell.mkdir("minor"))
+            world.crash(one.node)
+
+        async def take_over(parts: Parts) -> None:
+            shell = Shell(parts)
+            await shell.write("other", b"other")
+            await shell.write("large", b"large" * 100_000)
+            shell.rename("large", "other")
+            shell.truncate("file", 1)
+            await parts.journal.begun()
+            world.crash(two.node)
+
+        await one.session(lose)
+        await servers.restart(*servers.nodes[1:])
+        await two.session(take_over, TAKEOVER)
+        found = await three.session(tree, TAKEOVER)
+        assert found is not None
+        assert (found["file"][:1], found["replaced"]) == (b"o", b"new" * 10_000)
+
+    run_world(4, scenario)
+
+
 @pytest.mark.parametrize("attempts", [0, 6])
 def test_mounts_that_fail_make_nobody_elses_record_older(attempts: int) -> None:
     async def scenario(world: World) -> None:
