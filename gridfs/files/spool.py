@@ -90,7 +90,7 @@ class Spool:
         self._by_index: dict[int, Slot] = {}
         self._spare: list[tuple[int, File]] = []
         self._torn: list[tuple[int, File]] = []
-        """Slots that did not come to begin, though their header may be there: free before anything is appended."""
+        """Slots that did not come to begin, though they may have a header: freed before the next append."""
         self._freed: list[File] = []
         """What was torn; free for certain with the next sync."""
         self._doubtful: dict[int, None] = {}
