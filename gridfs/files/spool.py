@@ -91,8 +91,7 @@ class Spool:
         self._spare: list[tuple[int, File]] = []
         self._torn: list[tuple[int, File]] = []
         """Slots that did not come to begin, though they may have a header: freed before the next append."""
-        self._freed: list[File] = []
-        """What was torn; free for certain with the next sync."""
+        self._freed: list[File] = []  # what was torn; free for certain with the next sync
         self._doubtful: dict[int, None] = {}
         """Slots, by index, whose sync failed: the system may take pages for clean that it never wrote."""
         self._generation = 0
@@ -261,8 +260,7 @@ class Spool:
         return Slot(index, header.generation, file, self._cipher(header.salt), header.previous, header.begin)
 
     def _slot_for(self, total: int, number: int) -> Slot:
-        # A slot that says it began with this number would end the one before it at the next replay.
-        self._free_torn()
+        self._free_torn()  # or the next replay would end with the number with which it says it began
         if self._slots and number == self.last + 1 and self._slots[-1].end + total <= self.slot_bytes:
             current = self._slots[-1]
             if current.generation == self._began:  # never a slot that an earlier process began

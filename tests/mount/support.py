@@ -70,7 +70,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 def describe_tree(root: Path) -> dict[str, dict[str, Any]]:
     """`describe` of everything below `root`, by relative path."""
-    return {str(path.relative_to(root)): describe(path) for path in sorted(root.rglob("*"))}
+    # Not `rglob`: before Python 3.12 it fails at a symbolic link to a name that is too long.
+    paths = (Path(top) / name for top, folders, files in os.walk(root) for name in folders + files)
+    return {str(path.relative_to(root)): describe(path) for path in sorted(paths)}
 
 
 def contents_of(root: Path) -> dict[str, bytes]:

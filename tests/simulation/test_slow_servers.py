@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import statistics
 from collections.abc import Awaitable
 
 import pytest
@@ -81,7 +82,8 @@ async def reads_with_one_hung(world: World, size: int) -> list[tuple[float, floa
 
         for index in 8 * [*range(50)]:  # connections begin slowly, which counts until more is known
             await timed(f"{index}")
-        healthy = [await timed(f"{index}") for index in range(50)]
+        # Now and then one takes a round trip more: its answer follows another one on a slow connection.
+        healthy = statistics.median([await timed(f"{index}") for index in range(50)])
         won = parts.downloader.statistics().hedging.won
         result: dict[int, tuple[float, float]] = {}
         for index in range(50, 60):
@@ -90,7 +92,7 @@ async def reads_with_one_hung(world: World, size: int) -> list[tuple[float, floa
             if where in result:
                 continue
             silence(world, servers, where)
-            result[where] = healthy[index - 10], await timed(f"{index}")
+            result[where] = healthy, await timed(f"{index}")
             world.fabric.heal()
             await trio.sleep(100 * round_trip + 100)
         assert parts.downloader.statistics().hedging.won - won == len(result) >= 4
