@@ -44,6 +44,7 @@ from gridfs.files.spoolformat import (
     TAG,
     Slot,
     SlotHeader,
+    is_blank,
     nonce_at,
     read_header,
     sealed_length,
@@ -223,8 +224,7 @@ class Spool:
         except OSError:
             self._give_up(slot)
             raise
-        slot.end = end
-        slot.whole = whole
+        slot.end, slot.whole = end, whole
         slot.file_bytes = max(slot.file_bytes, whole)
         slot.first = slot.first or number
         slot.last = self.last = number
@@ -271,8 +271,8 @@ class Spool:
 
     def _free_torn(self) -> None:
         while self._torn:
-            index, file = self._torn[-1]
-            if read_header(file, self._path(index)) is not None:  # a full disk takes no zeros either
+            _, file = self._torn[-1]
+            if not is_blank(file):  # a full disk takes no zeros either
                 file.write_at([bytes(SLOT_HEADER.size)], 0)
             self._freed.append(file)
             self._spare.append(self._torn.pop())

@@ -50,11 +50,18 @@ def read_header(file: File, where: str) -> SlotHeader | None:
     if file.read_into(memoryview(header), 0) < len(header):
         return None
     magic, version, *rest = SLOT_HEADER.unpack(header)
-    if magic != SLOT_MAGIC:
-        return None
+    if magic != SLOT_MAGIC or not version:
+        return None  # no version is 0: a header of which the rest did not get to the disk
     if version != VERSION:
         raise Refused(f"{where} has spool format {version}; this gridfs reads {VERSION}")
     return SlotHeader(*rest)
+
+
+def is_blank(file: File) -> bool:
+    """Whether nothing is written where the header of a slot lies."""
+    header = bytearray(SLOT_HEADER.size)
+    file.read_into(memoryview(header), 0)
+    return not any(header)
 
 
 @dataclass(slots=True)
