@@ -1,5 +1,5 @@
 """Appending to the head log: each record at once to so many head servers as make a quorum, and to the others
-together with those before and behind it: one message, one write and one signature to check for all of them.
+together with those before and behind it: one message and one write for all of them.
 
 The promise is the same: an append is over once a quorum has the record. Those that are not needed lack the
 newest ones for a moment, as a server does that is away for a moment. If one of the first fails, or is silent
