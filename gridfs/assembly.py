@@ -337,14 +337,15 @@ async def _claimed(
     """The local state, brought up to date with the grid, and all that stands on it; nothing runs yet."""
     keys = grid.keys.tree
     sealer = LocalSealer(keys.local_key, machine.entropy)
+    if not options.read_only:
+        for client in grid.clients.values():
+            client.use_head_key(keys.verifying_key, grid.keys.sign)
     while True:
         local = _open_local(machine, keys, sealer, database, spool_directory, options)
         _use_known_heads(config, grid, local.head_state)
         try:
             running = _build(machine, config, grid, options, local)
             if not options.read_only:
-                for client in grid.clients.values():
-                    client.use_head_key(keys.verifying_key, grid.keys.sign)
                 await running.parts.journal.claim(claim)
                 running.parts.files.namespace.drop_orphans()
             return local, running

@@ -82,8 +82,10 @@ async def reads_with_one_hung(world: World, size: int) -> list[tuple[float, floa
 
         for index in 8 * [*range(50)]:  # connections begin slowly, which counts until more is known
             await timed(f"{index}")
-        # Now and then one takes a round trip more: its answer follows another one on a slow connection.
-        healthy = statistics.median([await timed(f"{index}") for index in range(50)])
+        each = [await timed(f"{index}") for index in range(50)]
+        # One may take a round trip more: where two answers share the first window of a connection.
+        assert sum(took <= 1.1 for took in each) >= 49, each
+        healthy = statistics.median(each)
         won = parts.downloader.statistics().hedging.won
         result: dict[int, tuple[float, float]] = {}
         for index in range(50, 60):
