@@ -145,7 +145,7 @@ async def open_filesystem(
     async with (
         connected(machine, roster) as clients,
         reach(
-            config, roster, head_keys(config, keys, former), clients, _reading(options), options.memory_bytes
+            config, roster, head_keys(config, keys, former), clients, _reading(options), _kept_bytes(options)
         ) as grid,
         run_filesystem(machine, config, grid, database, spool_directory, options) as parts,
     ):
@@ -196,7 +196,7 @@ async def follow_filesystem(
     async with (
         connected(machine, roster) as clients,
         reach(
-            config, roster, head_keys(config, keys), clients, _reading(options), options.memory_bytes
+            config, roster, head_keys(config, keys), clients, _reading(options), _kept_bytes(options)
         ) as grid,
     ):
         clear_scratch(machine.disk, spool_directory)
@@ -297,6 +297,11 @@ def _reading(options: MountOptions) -> DownloaderConfig:
     if options.measure == "single":
         config = replace(config, spans_max=1)
     return config
+
+
+def _kept_bytes(options: MountOptions) -> int:
+    """Half: with room for all, windows of sizes that a stream has outgrown would stay."""
+    return options.memory_bytes // 2
 
 
 @asynccontextmanager
