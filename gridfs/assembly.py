@@ -300,8 +300,8 @@ def _reading(options: MountOptions) -> DownloaderConfig:
 
 
 def _kept_bytes(options: MountOptions) -> int:
-    """Half: with room for all, windows of sizes that a stream has outgrown would stay."""
-    return options.memory_bytes // 2
+    """What one stream needs. Several keep what they need as long as they go on."""
+    return options.memory_bytes * 5 // 12
 
 
 @asynccontextmanager
@@ -315,7 +315,7 @@ async def reach(
 ) -> AsyncIterator[Grid]:
     """One file system's way to its servers, while the block runs. `clients` must be running. `pages_bytes`:
     memory that is kept, with what is in use, for those who move much data."""
-    pages = PagePool(pages_bytes)
+    pages = PagePool(pages_bytes, huge_pages=True)
     downloader = Downloader(clients, roster, reading, pages)
     uploader = Uploader(
         clients, roster, config.file_system, config.k, config.n, config.happy, config.shares_per_server

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import trio
 import trio.testing
 
 from gridfs.grid.buffers import BufferPool
-from storage.pages import HEAP_BYTES_MAX, PagePool, class_size
+from storage.pages import HEAP_BYTES_MAX, PagePool, lent_size
 
 SIZE = HEAP_BYTES_MAX + 1
 
@@ -21,12 +23,15 @@ async def test_memory_is_used_again_unless_somebody_may_write_into_it() -> None:
     first = await pool.take(SIZE)
     part = first[5:]
     pool.give(first)
+    where = ctypes.addressof(ctypes.c_char.from_buffer(first))
     del first
-    assert (pool.lent_bytes, pages.lent_bytes, pages.kept_bytes) == (0, class_size(SIZE), 0)
+    assert (pool.lent_bytes, pages.lent_bytes) == (0, lent_size(SIZE))
+    other = await pool.take(SIZE)
+    assert ctypes.addressof(ctypes.c_char.from_buffer(other)) != where
     del part
-    assert (pages.lent_bytes, pages.kept_bytes) == (0, class_size(SIZE))
+    assert pages.lent_bytes == lent_size(SIZE)
     again = await pool.take(SIZE)
-    assert (len(again), pages.kept_bytes) == (SIZE, 0)
+    assert ctypes.addressof(ctypes.c_char.from_buffer(again)) == where
 
 
 async def test_little_comes_from_the_heap() -> None:

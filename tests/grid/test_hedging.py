@@ -16,7 +16,7 @@ from gridfs.grid.planner import Coming, Fetch, Held, PackRef, Piece, Sources, Wa
 from gridfs.grid.requests import Job
 from storage.client import Span, Traffic
 from storage.format.share import BLOCK_SIZE, Geometry
-from storage.pages import class_size
+from storage.pages import lent_size
 from tests.grid.servers import Grid, MemoryServer, Stored, flip, open_grid, plaintext, sealed_size, server_id
 
 ROWS = 3 * 4 * SEGMENT_SIZE + 1000
@@ -195,7 +195,7 @@ async def test_a_late_answer_never_writes_into_memory_that_is_used_again(
             nursery.start_soon(grid.downloader.read, [segment])
             await trio.sleep(HEALTH.first_s + 0.01)
             assert grid.downloader.statistics().hedging.won == 1
-            assert grid.pages.lent_bytes == class_size(BLOCK_SIZE), "the first one's, without the hedges'"
+            assert grid.pages.lent_bytes == lent_size(BLOCK_SIZE), "the first one's, without the hedges'"
             assert grid.downloader.statistics().lent_bytes == 0
         assert trio.current_time() == pytest.approx(5.0, abs=0.01)
         assert (stays.got, server.cancelled) == (64, 0)
