@@ -113,6 +113,8 @@ class Brief(IntEnum):
     """Of a few pages just written."""
     LONGER_READ = 2
     """Of some hundred kilobytes."""
+    LARGE_READ = 3
+    """Of about a megabyte: never in the loop, but of a disk that is quick not worth being kept in memory."""
 
 
 class Offload(Protocol):

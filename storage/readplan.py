@@ -1,9 +1,9 @@
 """The answer to a readv, and how what is not in memory gets there.
 
-Large ranges that are read once come straight from the disk into memory of our own: filling the kernel's page
-cache costs more CPU than all the rest of a read (`storage.pages`), and a stream that passes once would push
-out what is worth keeping. Small ranges, and what is asked a second time, come through the page cache, from
-which the next reader has them without a copy.
+Large ranges come straight from the disk into memory of our own: filling the kernel's page cache costs more
+CPU than all the rest of a read (`storage.pages`), and a stream that passes once would push out what is worth
+keeping. Small ranges come through the page cache, from which the next reader has them without a copy, and so
+does what is asked a second time of a disk that is slow.
 """
 
 from __future__ import annotations
@@ -243,8 +243,10 @@ class ColdReads:
 
     def _goes_direct(self, part: FileRange) -> bool:
         """Past the page cache."""
-        is_large, has_room = part.length >= DIRECT_SIZE_MIN, self._own_bytes <= OWN_BYTES_MAX
-        return is_large and has_room and not self._is_known(part)
+        if part.length < DIRECT_SIZE_MIN or self._own_bytes > OWN_BYTES_MAX:
+            return False
+        is_known = self._is_known(part)
+        return not is_known or self._offload.is_brief(Brief.LARGE_READ)
 
     async def _fetch(self, plan: ReadPlan, copy: _Copy) -> None:
         await self._offload.run(self._offload.run_here, Brief.READ, copy.fetch)
@@ -262,7 +264,8 @@ class ColdReads:
                 calls.append(reads[index].fetch)
             else:
                 calls.append(partial(self._page_cache.load, *part))
-        await self._fetch_own(plan, reads, partial(_call, calls))
+        fetch = partial(self._offload.run_here, Brief.LARGE_READ, _call, calls)
+        await self._fetch_own(plan, reads, fetch)
 
     def _is_known(self, part: FileRange) -> bool:
         """Whether some of the range was read before."""

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 REMEMBERED = 16
 """Calls of a kind by which the next are judged."""
-BRIEF_S = {Brief.READ: 0.001, Brief.SYNC: 0.01, Brief.LONGER_READ: 0.003}
+BRIEF_S = {Brief.READ: 0.001, Brief.SYNC: 0.01, Brief.LONGER_READ: 0.003, Brief.LARGE_READ: 0.012}
 """A kind is brief while most calls took no longer. A hop costs 0.1 ms of CPU, and on a busy processor a call
 that slept waits some milliseconds for its turn. Syncs are made one after the other anyway, reads need not."""
 LONG_S = 0.05
