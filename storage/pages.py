@@ -35,7 +35,7 @@ _SLACK = 3 * mmap.PAGESIZE
 """What blocks of a share take beside their plaintext, or direct access reads beside a range: a loan for them
 fits where one for the plaintext was. Pages of it that are never touched take no memory."""
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-_FORGOTTEN = 64
+_FORGOTTEN = 512
 """A loan makes us forget one part in so many of what was lent at one time before."""
 
 
