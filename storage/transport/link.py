@@ -29,6 +29,8 @@ from storage.wire.frames import (
     encode_frame,
 )
 
+LATE = 16
+"""A stall may be noticed so much later: one part in so many of the time allowed."""
 STAGE_SIZE = 4096
 """Bytes received beyond the payload wanted: the next header and small payloads come without a call more."""
 SMALL_SIZE_MAX = 320 * 1024
@@ -58,6 +60,8 @@ class FrameReceiver:
         self._scratch: bytearray | None = None
         self._deadline: trio.CancelScope | None = None
         self._is_expecting = False
+        self._renews_at = float("-inf")
+        """Until then progress does not move the deadline: that takes as much CPU as a header."""
 
     @property
     def scratch(self) -> memoryview:
@@ -67,14 +71,24 @@ class FrameReceiver:
         return memoryview(self._scratch)
 
     def watch(self, scope: trio.CancelScope) -> None:
-        """Keep this scope's deadline at `stall_s` from the last progress while a frame is incomplete."""
+        """Have this scope's deadline `stall_s` from the last progress, or a little more, while a frame is
+        incomplete."""
         self._deadline = scope
 
     def expect(self, more: bool) -> None:
         """Say whether the peer owes something now, so that silence between frames counts as a stall, too."""
-        if self._deadline is not None and (more or self._is_expecting):
-            self._is_expecting = more
-            self._deadline.deadline = trio.current_time() + self._stall_s if more else float("inf")
+        if self._deadline is None:
+            return
+        if more:
+            now = trio.current_time()
+            if now >= self._renews_at:
+                self._is_expecting = True
+                self._renews_at = now + self._stall_s / LATE
+                self._deadline.deadline = self._renews_at + self._stall_s
+        elif self._is_expecting:
+            self._is_expecting = False
+            self._renews_at = float("-inf")
+            self._deadline.deadline = float("inf")
 
     async def frame(self) -> Frame | None:
         """The next header; None where the peer closed between frames. Raises Unavailable, Refused."""
