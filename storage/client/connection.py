@@ -408,7 +408,6 @@ class Connection:
                 if frame is None:
                     raise Unavailable("the server closed the connection")
                 await self._take(frame)
-                receiver.expect(False)
         raise Unavailable("the server stopped in the middle of a frame")
 
     async def _take(self, frame: Frame) -> None:

@@ -59,9 +59,10 @@ class FrameReceiver:
         self._revoked = False
         self._scratch: bytearray | None = None
         self._deadline: trio.CancelScope | None = None
-        self._is_expecting = False
+        self._is_owed = False
         self._renews_at = float("-inf")
-        """Until then progress does not move the deadline: that takes as much CPU as a header."""
+        """Until then progress does not move the deadline: that takes as much CPU as a header. Minus infinity
+        while there is none."""
 
     @property
     def scratch(self) -> memoryview:
@@ -77,16 +78,18 @@ class FrameReceiver:
 
     def expect(self, more: bool) -> None:
         """Say whether the peer owes something now, so that silence between frames counts as a stall, too."""
+        self._is_owed = more
+
+    def _watch_for(self, more: bool) -> None:
+        """Silence counts as a stall from now on, or does not."""
         if self._deadline is None:
             return
         if more:
             now = trio.current_time()
             if now >= self._renews_at:
-                self._is_expecting = True
                 self._renews_at = now + self._stall_s / LATE
                 self._deadline.deadline = self._renews_at + self._stall_s
-        elif self._is_expecting:
-            self._is_expecting = False
+        elif self._renews_at > float("-inf"):
             self._renews_at = float("-inf")
             self._deadline.deadline = float("inf")
 
@@ -94,8 +97,7 @@ class FrameReceiver:
         """The next header; None where the peer closed between frames. Raises Unavailable, Refused."""
         while self._end - self._start < HEADER_SIZE:
             waiting = self._end - self._start
-            if waiting:
-                self.expect(True)
+            self._watch_for(self._is_owed or waiting > 0)
             self._stage[:waiting] = self._stage[self._start : self._end]
             self._start, self._end = 0, waiting
             count = await self._stream.receive_into([self._stage[waiting:]])
@@ -122,7 +124,7 @@ class FrameReceiver:
         length -= self._unstage(views, length)
         try:
             while length:
-                self.expect(True)
+                self._watch_for(True)
                 self._filling = views
                 try:
                     count = await self._stream.receive_into([*views, self._stage])
