@@ -49,10 +49,7 @@ class _Loan(weakref.ref[ctypes.Array[ctypes.c_char]]):
 
 
 class _Arena:
-    """Address space, of which ranges of whole pages are lent from the low end on.
-
-    Offsets are those in `memory`.
-    """
+    """Address space, of which ranges of whole pages are lent. Offsets are those in `memory`."""
 
     def __init__(self, size: int, *, huge_pages: bool) -> None:
         self.memory = mmap.mmap(-1, size + HUGE_PAGE_SIZE, flags=_PRIVATE)
