@@ -54,7 +54,6 @@ class _Arena:
     def __init__(self, size: int, *, huge_pages: bool) -> None:
         self.memory = mmap.mmap(-1, size + HUGE_PAGE_SIZE, flags=_PRIVATE)
         start = -ctypes.addressof(ctypes.c_char.from_buffer(self.memory)) % HUGE_PAGE_SIZE
-        self._size = size
         self._step = STEP_SIZE
         if huge_pages:
             self._step = HUGE_PAGE_SIZE
@@ -71,7 +70,7 @@ class _Arena:
     def take(self, size: int) -> int | None:
         """Take `size` bytes of the smallest free range that has the room: their start, or None."""
         found = -1
-        least = self._size + 1
+        least = len(self.memory)
         for index, start in enumerate(self._starts):
             room = self._ends[index] - start
             if size <= room < least:
@@ -150,6 +149,7 @@ class PagePool:
     def kept_bytes(self) -> int:
         """Memory for the next ones."""
         self._settle()
+        self._trim()
         return self._touched_bytes() - self._lent_bytes
 
     @property
@@ -198,9 +198,9 @@ class PagePool:
             loan = self._back.popleft()
             loan.arena.give(loan.start, loan.size)
             self._lent_bytes -= loan.size
-        self._trim()
 
     def _trim(self) -> None:
+        """Give away what is too much: after a loan, which may have needed it."""
         for arena in reversed(self._arenas):
             excess = self._touched_bytes() - max(self._bytes_max, self._lent_lately)
             if excess <= 0:

@@ -224,7 +224,7 @@ class ColdReads:
     def _own_read(self, plan: ReadPlan, index: int) -> _OwnRead:
         part = plan.parts[index]
         assert isinstance(part, FileRange)
-        is_direct = self._goes_direct(part)
+        is_direct = self._goes_direct(part, Brief.LONGER_READ)
         if not is_direct:
             plan.copied += part.length
         return _OwnRead(part, plan, is_direct=is_direct)
@@ -241,12 +241,12 @@ class ColdReads:
             self._own_bytes -= size
         _use_own(plan, reads)
 
-    def _goes_direct(self, part: FileRange) -> bool:
-        """Past the page cache."""
+    def _goes_direct(self, part: FileRange, kind: Brief) -> bool:
+        """Past the page cache. `kind`: of reads that tell how quick the disk is."""
         if part.length < DIRECT_SIZE_MIN or self._own_bytes > OWN_BYTES_MAX:
             return False
         is_known = self._is_known(part)
-        return not is_known or self._offload.is_brief(Brief.LARGE_READ)
+        return not is_known or self._offload.is_brief(kind)
 
     async def _fetch(self, plan: ReadPlan, copy: _Copy) -> None:
         await self._offload.run(self._offload.run_here, Brief.READ, copy.fetch)
@@ -259,7 +259,7 @@ class ColdReads:
         for index in indexes:
             part = plan.parts[index]
             assert isinstance(part, FileRange)
-            if self._goes_direct(part):
+            if self._goes_direct(part, Brief.LARGE_READ):
                 reads[index] = _OwnRead(part, plan, is_direct=True)
                 calls.append(reads[index].fetch)
             else:
